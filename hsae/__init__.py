@@ -1,0 +1,1 @@
+"""Two-level hierarchical sparse autoencoders for interpretable features in language models."""

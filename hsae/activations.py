@@ -1,0 +1,147 @@
+"""Residual-stream activations: collected from the transformer, stored with where they come from, read in batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hsae.config import check, check_positive
+from hsae.gpt import GPT
+from hsae.progress import Progress
+
+
+@dataclass
+class ActivationConfig:
+    """Section `extract_activations`: the residual stream after which block (from 0), and how many tokens per split."""
+
+    layer: int
+    train_tokens: int
+    val_tokens: int
+    test_tokens: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check("layer", self.layer, "0 or above", self.layer >= 0)
+        check_positive(self, ["train_tokens", "val_tokens", "test_tokens"])
+
+    def tokens_per_split(self) -> dict[str, int]:
+        """How many tokens of each split to keep, at most."""
+        return {"train": self.train_tokens, "val": self.val_tokens, "test": self.test_tokens}
+
+    def check_layer(self, n_layer: int) -> None:
+        """Raise ValueError if the transformer has no such block."""
+        check("extract_activations.layer", self.layer, f"in 0..{n_layer - 1} (the blocks)", self.layer < n_layer)
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Centres activations and scales them to unit variance per coordinate on average, by one factor for all."""
+
+    mean: Float[Tensor, " d_model"]
+    scale: Float[Tensor, ""]
+
+    @classmethod
+    def fit(cls, acts: Float[Tensor, "n d_model"]) -> "Normalizer":
+        """Mean and scale of `acts`, summed in float64. Raises ValueError if they are constant or not finite."""
+        mean = torch.stack([chunk.double().sum(0) for chunk in acts.split(65536)]).sum(0) / len(acts)
+        squares = sum((chunk.double() - mean).square().sum() for chunk in acts.split(65536))
+        scale = (torch.as_tensor(squares) / acts.numel()).sqrt()
+        if not (scale.isfinite() and scale > 0):
+            raise ValueError(f"the activations have standard deviation {scale.item()}; they must be finite and vary.")
+        return cls(mean.float(), scale.float())
+
+    def __call__(self, acts: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """Model space -> autoencoder space."""
+        return (acts - self.mean) / self.scale
+
+    def inverse(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """Autoencoder space -> model space."""
+        return x * self.scale + self.mean
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations of one split, in model space, and for each the corpus offset of the token that it belongs to."""
+
+    acts: Float[Tensor, "n d_model"]
+    offsets: Int[Tensor, " n"]
+    positions: Int[Tensor, " n"]
+    documents: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Activations of one split as read from disk, with the normalisation that the training split defines."""
+
+    activations: Activations
+    normalizer: Normalizer
+    layer: int
+    context: int
+
+    @property
+    def d_in(self) -> int:
+        """Coordinates of an activation."""
+        return self.activations.acts.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.activations.acts)
+
+    def x(self, rows: slice) -> Float[Tensor, "batch d_in"]:
+        """Normalised activations, the autoencoders' input, at some rows."""
+        return self.normalizer(self.activations.acts[rows])
+
+    def batches(self, size: int = 4096) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """All rows, normalised, in their order."""
+        return (self.x(slice(start, start + size)) for start in range(0, len(self), size))
+
+    def windows(self, tokens: Int[Tensor, " corpus"]) -> Int[Tensor, "window context_plus_1"]:
+        """Tokens of the contexts that the rows, in their order, come from, each with the target after its last one."""
+        first = self.activations.offsets[:: self.context, None].long()
+        return tokens[first + torch.arange(self.context + 1)]
+
+
+def read(tensors: dict[str, Tensor], header: dict[str, Any], device: torch.device) -> Store:
+    """The store saved as these tensors and this header, its activations on `device`. Raises ValueError if they disagree."""
+    fields = {name: tensors[name] for name in ("acts", "offsets", "positions", "documents")}
+    if len({len(tensor) for tensor in fields.values()}) != 1:
+        raise ValueError("the activation store is damaged: its tensors differ in length.")
+    normalizer = Normalizer(tensors["mean"].to(device), tensors["scale"].to(device))
+    fields["acts"] = fields["acts"].to(device)
+    return Store(Activations(**fields), normalizer, header["layer"], header["context"])
+
+
+@torch.no_grad()
+def collect(
+    model: GPT,
+    layer: int,
+    windows: Int[Tensor, "window context_plus_1"],
+    first_offsets: Int[Tensor, " window"],
+    document_starts: Int[Tensor, " document"],
+    shuffle: torch.Generator | None = None,
+) -> Activations:
+    """Residual stream after block `layer` at every input position of `windows`, in order, or all tokens shuffled.
+
+    Raises ValueError if an activation is not finite.
+    """
+    n_windows, context = windows.shape[0], windows.shape[1] - 1
+    n = n_windows * context
+    place = torch.arange(n) if shuffle is None else torch.randperm(n, generator=shuffle)
+    device = next(model.parameters()).device
+    acts = torch.empty(n, model.config.d_model)
+    with Progress("extract_activations", n_windows) as bar:
+        for start in range(0, n_windows, 64):
+            tokens = windows[start : start + 64, :-1].to(device).long()
+            rows = place[start * context : start * context + tokens.numel()]
+            acts[rows] = model.residual(tokens, layer).flatten(0, 1).cpu()
+            bar.advance(len(tokens))
+    if not acts.isfinite().all():
+        raise ValueError("the transformer's activations are not finite: train it again with a lower learning rate.")
+    source = torch.empty(n, dtype=torch.long)
+    source[place] = torch.arange(n)
+    positions = source % context
+    offsets = first_offsets[source // context] + positions
+    documents = torch.searchsorted(document_starts, offsets, right=True) - 1
+    return Activations(acts, offsets.int(), positions.int(), documents.int())

@@ -1,0 +1,96 @@
+"""params.yaml -> typed, checked values. The schemas stand beside the code that they configure."""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+T = TypeVar("T")
+
+PARAMS = Path("params.yaml")
+PIPELINE = Path("dvc.yaml")
+
+
+def load(schema: type[T], section: str | None = None) -> T:
+    """Read one section of params.yaml, or, without `section`, the top-level keys that `schema` names.
+
+    The schema is a dataclass without defaults: every value lives in params.yaml. Its `__post_init__` checks the ranges.
+    Raises ValueError, in one line that names the key, for an unknown or missing key, a wrong type or a bad value.
+    """
+    params = read_params()
+    wanted = [field.name for field in fields(schema)]  # pyright: ignore[reportArgumentType]
+    if section is None:
+        values = {key: params[key] for key in wanted if key in params}
+    else:
+        values = params.get(section)
+    prefix = f"{section}." if section else ""
+    if not isinstance(values, dict):
+        raise ValueError(f"{PARAMS}: section `{section}` must be a mapping with the keys {', '.join(wanted)}.")
+    for key in values:
+        if key not in wanted:
+            raise ValueError(f"{PARAMS}: unknown key `{prefix}{key}`; allowed: {', '.join(wanted)}.")
+    for key in wanted:
+        if key not in values:
+            raise ValueError(f"{PARAMS}: `{prefix}{key}` is missing.")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        return OmegaConf.to_object(merged)  # pyright: ignore[reportReturnType]
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{PARAMS}: `{prefix}{error.full_key or ''}`: {reason}.") from error
+    except ValueError as error:
+        raise ValueError(f"{PARAMS}: {prefix and f'section {section}: '}{error}") from error
+
+
+def read_params() -> dict[str, Any]:
+    """All of params.yaml, after checking that every top-level key is one that a stage of dvc.yaml uses.
+
+    Raises ValueError if the file cannot be parsed or holds a key that no stage reads (most likely a misspelt one).
+    """
+    params = _read_yaml(PARAMS)
+    known = {str(entry).split(".")[0] for stage in _read_yaml(PIPELINE)["stages"].values() for entry in _params(stage)}
+    unknown = sorted(params.keys() - known)
+    if unknown:
+        raise ValueError(f"{PARAMS}: unknown key `{unknown[0]}`; allowed: {', '.join(sorted(known))}.")
+    return params
+
+
+def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def check(name: str, value: object, allowed: str, ok: bool) -> None:
+    """Raise the ValueError with which every schema refuses a value: its name, what is allowed, and what it was."""
+    if not ok:
+        raise ValueError(f"`{name}` must be {allowed}; not {value!r}.")
+
+
+def check_positive(config: object, names: Iterable[str]) -> None:
+    """Refuse the first of the named attributes that is not above zero."""
+    for name in names:
+        value = getattr(config, name)
+        check(name, value, "above 0", value > 0)
+
+
+def _params(stage: dict[str, Any]) -> list[str]:
+    return stage.get("params", [])
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        # OmegaConf reads 3e-4 as a number where PyYAML reads a string.
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; run from the project's root.") from error
+    except Exception as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a mapping of keys to values.")
+    return content  # pyright: ignore[reportReturnType]

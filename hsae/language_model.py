@@ -1,0 +1,143 @@
+"""Training of the character transformer and its cross-entropy on held-out text."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from hsae.config import check, check_positive
+from hsae.data import random_windows, windows
+from hsae.gpt import GPT
+from hsae.progress import Progress
+
+
+@dataclass
+class TransformerConfig:
+    """Section `train_transformer`: the model's shape and its training. Tokens seen = steps * batch_size * context."""
+
+    seed: int
+    n_layer: int
+    n_head: int
+    d_model: int
+    context: int
+    dropout: float
+    batch_size: int
+    steps: int
+    lr: float
+    final_lr_fraction: float
+    warmup_steps: int
+    weight_decay: float
+    adam_beta2: float
+    grad_clip: float
+    eval_interval: int
+    eval_windows: int
+    sample_chars: int
+
+    def __post_init__(self) -> None:
+        positive = "n_layer n_head d_model context batch_size steps lr grad_clip eval_interval eval_windows sample_chars"
+        check_positive(self, positive.split())
+        check("d_model", self.d_model, f"a multiple of n_head (={self.n_head})", self.d_model % self.n_head == 0)
+        check("dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)
+        check("final_lr_fraction", self.final_lr_fraction, "in [0, 1]", 0 <= self.final_lr_fraction <= 1)
+        check("warmup_steps", self.warmup_steps, "in 0..steps", 0 <= self.warmup_steps <= self.steps)
+        check("weight_decay", self.weight_decay, "0 or above", self.weight_decay >= 0)
+        check("adam_beta2", self.adam_beta2, "in (0, 1)", 0 < self.adam_beta2 < 1)
+
+
+@dataclass(frozen=True)
+class TrainedTransformer:
+    """The model at its best validation loss, and a row of the loss curve per evaluation (nats per character)."""
+
+    model: GPT
+    curve: list[dict[str, float]]
+    best: dict[str, float]
+
+
+def train(
+    model: GPT, train_tokens: Int[Tensor, " n"], val_tokens: Int[Tensor, " m"], config: TransformerConfig
+) -> TrainedTransformer:
+    """Train with AdamW, linear warm-up and cosine decay; keep the weights with the lowest validation loss.
+
+    Raises ValueError if the loss stops being finite.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = make_optimizer(model, config)
+    val_batch = windows(val_tokens, config.context)[: config.eval_windows]
+    curve, best, best_state, running = [], {"val_loss": math.inf}, {}, []
+    with Progress("train_transformer", config.steps) as bar:
+        for step in range(config.steps):
+            lr = learning_rate(step, config)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch = random_windows(train_tokens, config.context, config.batch_size, generator).to(device).long()
+            running.append(_step(model, optimizer, batch, config.grad_clip))
+            if (step + 1) % config.eval_interval == 0 or step + 1 == config.steps:
+                row = _evaluate(model, val_batch, step + 1, running)
+                curve.append({**row, "lr": lr})
+                running = []
+                if row["val_loss"] < best["val_loss"]:
+                    best, best_state = row, copy.deepcopy(model.state_dict())
+            bar.advance(1, f"val {curve[-1]['val_loss']:.3f}" if curve else "")
+    model.load_state_dict(best_state)
+    return TrainedTransformer(model.eval(), curve, best)
+
+
+def learning_rate(step: int, config: TransformerConfig) -> float:
+    """Linear warm-up to `lr`, then a cosine down to `final_lr_fraction * lr` at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(config.steps - 1 - config.warmup_steps, 1)
+    floor = config.final_lr_fraction
+    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def make_optimizer(model: GPT, config: TransformerConfig) -> torch.optim.Optimizer:
+    """AdamW that decays matrices and embeddings and leaves the LayerNorm gains alone."""
+    decayed = [p for p in model.parameters() if p.dim() >= 2]
+    gains = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": gains, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.adam_beta2), fused=True)
+
+
+@torch.no_grad()
+def cross_entropy(model: GPT, batch: Int[Tensor, "window context_plus_1"], chunk: int = 64) -> float:
+    """Mean next-character cross-entropy over all windows and positions, in nats."""
+    device = next(model.parameters()).device
+    total = 0.0
+    for part in batch.split(chunk):
+        tokens = part.to(device).long()
+        total += next_token_loss(model(tokens[:, :-1]), tokens).double().sum().item()
+    return total / (batch.shape[0] * (batch.shape[1] - 1))
+
+
+def next_token_loss(
+    logits: Float[Tensor, "window pos n_vocab"], tokens: Int[Tensor, "window pos_plus_1"]
+) -> Float[Tensor, "window pos"]:
+    """Cross-entropy of every next character, in nats."""
+    losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    return losses.view(logits.shape[:2])
+
+
+def _step(
+    model: GPT, optimizer: torch.optim.Optimizer, batch: Int[Tensor, "batch context_plus_1"], grad_clip: float
+) -> float:
+    loss = next_token_loss(model(batch[:, :-1]), batch).mean()
+    if not loss.isfinite():
+        raise ValueError(f"train_transformer: the loss is {loss.item()}; lower `train_transformer.lr`.")
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def _evaluate(model: GPT, batch: Tensor, step: int, running: list[float]) -> dict[str, float]:
+    model.eval()
+    row = {"step": step, "train_loss": sum(running) / len(running), "val_loss": cross_entropy(model, batch)}
+    model.train()
+    return row

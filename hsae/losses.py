@@ -1,0 +1,87 @@
+"""The terms of the HSAE's objective, each a pure function of tensors; the coefficients that weigh them.
+
+With activations scaled to unit variance per coordinate on average, the objective of a token batch is
+
+    weight_x_from_h1  * mse(x from h1, x)      + beta1 * l1(h1)
+  + weight_h1_from_h2 * mse(h1 from h2, h1)    + beta2 * l1(h2)        (progressive L1: beta1 < beta2)
+  + weight_x_from_h2  * mse(x from h2, x)
+  + lambda_cos  * cosine_grouping(W_dec of level 1, A)
+  + gamma_group * group_sparsity(h1, A),
+
+where A, from `soft_assignment`, says how far each level-1 latent belongs to the group of each level-2 latent.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hsae.config import check
+
+
+@dataclass
+class Coefficients:
+    """Top-level keys of params.yaml that weigh the terms of the objective; 0 removes a term."""
+
+    beta1: float
+    beta2: float
+    lambda_cos: float
+    gamma_group: float
+    weight_x_from_h1: float
+    weight_h1_from_h2: float
+    weight_x_from_h2: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check(name, value, "finite and 0 or above", 0 <= value < float("inf"))
+        check("beta2", self.beta2, f"at least beta1 (={self.beta1})", self.beta2 >= self.beta1)
+
+
+def mse(prediction: Float[Tensor, "batch d"], target: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
+    """Squared error per coordinate, averaged over tokens."""
+    return (prediction - target).square().mean()
+
+
+def l1(acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, ""]:
+    """L1 norm of a token's activations (nonnegative), averaged over tokens.
+
+    A sum over latents, not a mean: a mean would let the penalty vanish as the autoencoder grows wider.
+    """
+    return acts.sum(1).mean()
+
+
+def soft_assignment(W_dec: Float[Tensor, "group latent"]) -> Float[Tensor, "latent group"]:
+    """Membership of each level-1 latent in the group of each level-2 latent; rows sum to 1 (0 without any parent).
+
+    A[i, g] = |W_dec[g, i]| / sum_g |W_dec[g, i]|. It is differentiable in the level-2 decoder, so groups are learned.
+    """
+    strength = W_dec.abs().T
+    return strength / strength.sum(1, keepdim=True).clamp(min=1e-8)
+
+
+def cosine_grouping(
+    directions: Float[Tensor, "latent d_in"], assignment: Float[Tensor, "latent group"]
+) -> Float[Tensor, ""]:
+    """1 - mean cosine between two different latents of the same group, pairs weighted by both memberships. In [0, 2].
+
+    No pair is ever formed: with unit directions u_i, sum_{i != j} a_i a_j u_i.u_j = ||sum_i a_i u_i||^2 - sum_i a_i^2.
+    """
+    unit = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-8)
+    own = assignment.square().sum()
+    cosines = (assignment.T @ unit).square().sum() - own
+    pairs = assignment.sum(0).square().sum() - own
+    return 1 - cosines / pairs.clamp(min=1e-8)
+
+
+def group_sparsity(
+    acts: Float[Tensor, "batch latent"], assignment: Float[Tensor, "latent group"]
+) -> Float[Tensor, ""]:
+    """L2,1 norm: sum over groups of the L2 norm of the group's activations, averaged over tokens.
+
+    ||h||_{2,1} = sum_g sqrt(sum_i A[i, g] h_i^2) (group lasso: Yuan & Lin 2006), so few groups are active at a time.
+    """
+    squares = acts.square() @ assignment
+    # The square root has no gradient at 0, where a group is silent: such groups are cut out of the graph.
+    silent = squares <= 1e-12
+    return squares.masked_fill(silent, 1.0).sqrt().masked_fill(silent, 0.0).sum(1).mean()

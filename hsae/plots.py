@@ -1,0 +1,94 @@
+"""Figures: each function takes a tidy frame, or an array, and returns a matplotlib Figure; nothing is saved here."""
+
+from typing import cast
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import seaborn as sns  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+
+
+def loss_curve(curve: pd.DataFrame) -> Figure:
+    """Training and validation loss of the transformer. Columns: step, train_loss, val_loss (nats per character)."""
+    losses = curve.rename(columns={"train_loss": "train", "val_loss": "validation"})
+    tidy = losses.melt("step", ["train", "validation"], "split", "loss")
+    figure, axes = _axes(7, 4.2)
+    sns.lineplot(tidy, x="step", y="loss", hue="split", style="split", ax=axes)
+    best = curve["val_loss"].min()
+    axes.set(ylabel="cross-entropy (nats per character)", title=f"Character transformer: best validation {best:.3f}")
+    return figure
+
+
+def training_curves(curves: pd.DataFrame) -> Figure:
+    """Every term of every autoencoder's objective. Columns: stage, step, term, value (weighted; zeros left out)."""
+    shown = curves[curves["value"] > 0]
+    grid = sns.relplot(
+        shown, x="step", y="value", hue="term", style="term", kind="line", dashes=True,
+        col="stage", col_wrap=3, height=3, aspect=1.35, facet_kws={"sharex": False},
+    )  # fmt: skip
+    grid.set(yscale="log")
+    grid.set_titles("{col_name}").set_axis_labels("step", "weighted term of the loss")
+    return grid.figure
+
+
+def frontier(results: pd.DataFrame, y: str, label: str) -> Figure:
+    """L0 against `y` for all dictionaries. Columns: method, family, latents, l0 and `y`."""
+    figure, axes = _axes(8, 5)
+    sns.scatterplot(results, x="l0", y=y, hue="family", style="family", s=130, ax=axes)
+    for row in results.itertuples():
+        axes.annotate(
+            f"{row.method} ({row.latents})", (cast(float, row.l0), cast(float, getattr(row, y))),
+            xytext=(7, -14), textcoords="offset points", fontsize=9,
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="L0: active latents per token", ylabel=label)
+    axes.set_title("Sparsity against loss recovered (latents in brackets; up and left is better)")
+    axes.margins(x=0.2, y=0.15)
+    return figure
+
+
+def densities(frame: pd.DataFrame, bins: int) -> Figure:
+    """Histogram of activation densities. Columns: dictionary, density (share of tokens on which a latent is active)."""
+    alive = frame[frame["density"] > 0].assign(log_density=lambda f: np.log10(f["density"]))
+    dead = frame.assign(dead=frame["density"] == 0).groupby("dictionary", sort=False)["dead"].mean()
+    grid = sns.displot(alive, x="log_density", col="dictionary", col_wrap=2, bins=bins, height=2.8, aspect=1.6)
+    grid.set_axis_labels("log10 share of tokens", "latents")
+    for name, axes in grid.axes_dict.items():
+        axes.set_title(f"{name}: {dead[name]:.1%} dead")
+    grid.figure.subplots_adjust(hspace=0.3)
+    return grid.figure
+
+
+def decoder_heatmap(W_dec: np.ndarray) -> Figure:
+    """Level-2 decoder (parents x children, nonnegative), children sorted by their strongest parent, then by weight.
+
+    Each entry is shown as its share of the child's column, so that a child with one parent is one bright cell; parents
+    are ordered by their number of children, and children without any parent stand at the right.
+    """
+    shares = W_dec / np.maximum(W_dec.sum(0, keepdims=True), 1e-8)
+    strongest = np.where(W_dec.sum(0) > 0, shares.argmax(0), -1)
+    sizes = np.bincount(strongest[strongest >= 0], minlength=len(W_dec))
+    parents = np.argsort(-sizes, kind="stable")
+    rank = np.append(np.argsort(parents), len(parents))  # rank[-1]: no parent, last
+    children = np.lexsort((-shares.max(0), rank[strongest]))
+    figure, axes = _axes(11, 5.5)
+    sns.heatmap(
+        shares[parents][:, children], ax=axes, cmap="mako", vmin=0, vmax=1, rasterized=True,
+        xticklabels=False, yticklabels=False, cbar_kws={"label": "share of the child's incoming weight"},
+    )  # fmt: skip
+    axes.set(xlabel=f"{W_dec.shape[1]} level-1 latents, sorted by strongest parent")
+    axes.set(ylabel=f"{W_dec.shape[0]} level-2 latents, most children first")
+    axes.set_title("Level-2 decoder: who is whose child")
+    return figure
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    # Not pyplot: it would keep every figure alive.
+    figure = Figure(figsize=(width, height))
+    return figure, figure.add_subplot()

@@ -1,0 +1,135 @@
+"""What the report shows: top-activating snippets of text, and the page itself."""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from torch import Tensor
+
+from hsae.activations import Store
+from hsae.config import check_positive
+from hsae.hierarchical import HierarchicalSAE
+
+
+@dataclass
+class ReportConfig:
+    """Section `report`: bins of the density histograms; how many level-2 latents, children and snippets are shown."""
+
+    density_bins: int
+    n_parents: int
+    n_children: int
+    n_snippets: int
+    snippet_chars: int
+
+    def __post_init__(self) -> None:
+        check_positive(self, vars(self))
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A piece of the corpus around a strong activation: its characters, each with its activation relative to the peak."""
+
+    offset: int
+    chars: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A latent of either level with its strongest snippets; `weight` is that of the decoder from its parent."""
+
+    name: str
+    density: float
+    snippets: list[Snippet]
+    weight: float | None
+    children: list["Latent"]
+
+
+def hierarchy(
+    model: HierarchicalSAE,
+    h1: Float[Tensor, "n d_sae1"],
+    h2: Float[Tensor, "n d_sae2"],
+    store: Store,
+    tokens: Int[Tensor, " corpus"],
+    alphabet: str,
+    config: ReportConfig,
+) -> list[Latent]:
+    """The level-2 latents with the largest share of all level-2 activation, each with its children of largest weight.
+
+    `h1` and `h2` are the activations on the rows of `store`, in their order; `tokens` are those of the whole corpus.
+    """
+
+    def latent(level: int, index: int, weight: float | None, children: list[Latent]) -> Latent:
+        acts = (h1, h2)[level - 1][:, index]
+        snippets = top_snippets(acts, store, tokens, alphabet, config.n_snippets, config.snippet_chars)
+        return Latent(f"level {level}, latent {index}", (acts > 0).double().mean().item(), snippets, weight, children)
+
+    latents = []
+    for parent in h2.double().sum(0).topk(min(config.n_parents, h2.shape[1])).indices.tolist():
+        row = model.level2.W_dec[parent].detach()
+        top = row.topk(min(config.n_children, len(row)))
+        children = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        latents.append(latent(2, parent, None, [latent(1, i, weight, []) for i, weight in children if weight > 0]))
+    return latents
+
+
+def top_snippets(
+    acts: Float[Tensor, " n"], store: Store, tokens: Int[Tensor, " corpus"], alphabet: str, n: int, width: int
+) -> list[Snippet]:
+    """The `n` contexts in which a latent is strongest, `width` characters of each around the peak.
+
+    `acts` are the latent's activations on the rows of `store`, in their order; `tokens` are those of the whole corpus.
+    """
+    by_context = acts.unflatten(0, (-1, store.context))
+    peaks = by_context.max(1)
+    snippets = []
+    for context in peaks.values.topk(min(n, len(by_context))).indices.tolist():
+        peak = float(peaks.values[context])
+        if peak <= 0:
+            break
+        start = max(int(peaks.indices[context]) - width * 3 // 4, 0)
+        relative = (by_context[context, start : start + width] / peak).tolist()
+        offset = int(store.activations.offsets[context * store.context + start])
+        text = [alphabet[token] for token in tokens[offset : offset + len(relative)].tolist()]
+        snippets.append(Snippet(offset, list(zip(text, relative, strict=True))))
+    return snippets
+
+
+def rows(evaluation: dict[str, Any]) -> pd.DataFrame:
+    """metrics/evaluate.json as a frame: a row per dictionary, its family and name beside its metrics."""
+    families = {"hsae": "HSAE", "flat": "flat SAE", "clustering": "clustering"}
+    return pd.DataFrame(
+        {"method": f"{title} {name.replace('_level2', ', level-2 width')}", "family": title, **metrics}
+        for family, title in families.items()
+        for name, metrics in evaluation.get(family, {}).items()
+    )
+
+
+def densities(acts: dict[str, Float[Tensor, "n d_sae"]]) -> pd.DataFrame:
+    """Share of tokens on which each latent is active, a row per latent, under its dictionary's name."""
+    frames = [pd.DataFrame({"dictionary": name, "density": (a > 0).double().mean(0).cpu()}) for name, a in acts.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+def page(**content: object) -> str:
+    """The self-contained HTML page (templates/report.html) with the given content."""
+    environment = Environment(
+        loader=PackageLoader("hsae"), autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html").render(**content)
+
+
+def data_uri(png: Path) -> str:
+    """A picture as a data: address, so that the page needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
+
+
+@torch.no_grad()
+def encode(model: HierarchicalSAE, store: Store) -> tuple[Float[Tensor, "n d_sae1"], Float[Tensor, "n d_sae2"]]:
+    """Activations of both levels on all rows of `store`."""
+    h1 = torch.cat([model.level1.encode(x) for x in store.batches()])
+    return h1, torch.cat([model.level2.encode(chunk) for chunk in h1.split(4096)])

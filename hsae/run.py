@@ -1,0 +1,169 @@
+"""What every stage runs inside: parameters, recorded inputs, the guard against edits, the writer lock, the device.
+
+DVC notes in dvc.lock the code and parameters as they are when a command ends; an edit made while it ran would be noted
+as if it had been used (DVC issue 11058). So a stage remembers what it read and fails at its end if any of that changed.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from hsae import config
+from hsae.config import check
+
+T = TypeVar("T")
+
+
+class Device(StrEnum):
+    """Where tensors live; auto is cuda where there is one, else cpu."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class Compute:
+    """Top-level keys `device` and `threads`. Results repeat to the bit only for the same number of threads."""
+
+    device: Device
+    threads: int
+
+    def __post_init__(self) -> None:
+        check("threads", self.threads, "above 0", self.threads > 0)
+        wants_cuda = self.device == Device.cuda
+        check("device", self.device.value, "cpu or auto: there is no CUDA device here", not wants_cuda or _has_cuda())
+
+
+class Stage:
+    """A running stage: the only way by which it gets parameters and input files, so that all of them are known."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.root = Path(os.environ.get("DVC_ROOT", "."))
+        self._params: list[tuple[type, str | None, object]] = []
+        self._code = {path: _digest(path) for path in _code()}
+        self._inputs: dict[Path, tuple[int, ...]] = {}
+
+    def params(self, schema: type[T], section: str | None = None) -> T:
+        """One section of params.yaml, or the top-level keys that `schema` names, checked."""
+        value = config.load(schema, section)
+        self._params.append((schema, section, value))
+        return value
+
+    def input(self, path: str) -> Path:
+        """A file that another stage wrote. Raises ValueError if it is not there."""
+        file = Path(path)
+        if not file.is_file():
+            raise ValueError(f"input {file} is missing: run `dvc repro` (or `dvc checkout`).")
+        self._inputs[file] = _signature(file)
+        return file
+
+    def device(self) -> torch.device:
+        """Set the number of threads and deterministic algorithms, and choose the device."""
+        compute = self.params(Compute)
+        torch.set_num_threads(compute.threads)
+        torch.use_deterministic_algorithms(True)
+        if compute.device == Device.auto:
+            return torch.device("cuda" if _has_cuda() else "cpu")
+        return torch.device(compute.device.value)
+
+    @contextmanager
+    def checkpoints(self) -> Iterator[Path]:
+        """A directory of this stage, its code, parameters and inputs alone, which one process at a time may write.
+
+        It lies in the main repository also when DVC runs the stage in a temporary copy of it. It is removed at the end
+        of a block that succeeds.
+        """
+        folder = self.root / ".ckpt" / self.name / self._key()
+        with _exclusive(folder, self.name):
+            yield folder
+            shutil.rmtree(folder)
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError if code, parameters or inputs are no longer what this stage read."""
+        changed = [path for path, digest in self._code.items() if not path.is_file() or _digest(path) != digest]
+        changed += [path for path, signature in self._inputs.items() if _signature(path) != signature]
+        for schema, section, value in self._params:
+            if config.load(schema, section) != value:
+                changed.append(f"{config.PARAMS} ({section or ', '.join(vars(value))})")
+        if changed:
+            raise ValueError(f"{changed[0]} changed during the run; its result is void: run `dvc repro` again.")
+
+    def _key(self) -> str:
+        """Hash of the code, the parameters and the content of the inputs."""
+        read = [repr(value) for _, _, value in self._params]
+        read += [f"{path}: {_digest(path)}" for path in self._inputs]
+        return hashlib.sha256("\n".join([*read, *self._code.values()]).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def stage(name: str) -> Iterator[Stage]:
+    """Run a stage's body; a ValueError or OSError in it ends the process with one line and exit status 1."""
+    die_with_parent()
+    try:
+        running = Stage(name)
+        yield running
+        running.check_unchanged()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {name}: {error}")
+
+
+def die_with_parent() -> None:
+    """Have Linux end this process when its parent (the shell that DVC started) ends, so that no orphan trains on."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _code() -> list[Path]:
+    """The project's own modules that this process has imported."""
+    here = Path(__file__).resolve().parent.parent
+    files = (Path(module.__file__) for module in sys.modules.values() if getattr(module, "__file__", None))
+    return sorted(file for file in files if file.parent.parent == here or file.parent.parent.parent == here)
+
+
+@contextmanager
+def _exclusive(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock of `folder`, made if need be, waiting for whoever holds it; its end, however it comes, frees it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{name}: another process is running exactly this; waiting for it", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # Whoever held it may have removed the folder meanwhile: then this lock is on nothing.
+            if (folder / "lock").exists() and (folder / "lock").stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                yield
+                return
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    """Size, time of change and inode: what tells, without reading it, that a file was replaced or written to."""
+    if not path.is_file():
+        return ()
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _has_cuda() -> bool:
+    return torch.cuda.is_available()

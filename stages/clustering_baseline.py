@@ -1,0 +1,29 @@
+"""Activations -> clusters as a dictionary. Argument: the method."""
+
+import sys
+from pathlib import Path
+
+from hsae import run
+from hsae.clustering import Clusters, ClusteringConfig, fit_clusters
+from hsae.dictionary import DictionaryConfig
+from hsae.files import write_json, write_tensors
+from hsae.metrics import summarize
+from stages.files import read_store
+
+
+def main(method: str) -> None:
+    """Run the stage."""
+    with run.stage(f"clustering_baseline/{method}") as stage:
+        device = stage.device()
+        config = stage.params(ClusteringConfig, "clustering_baseline")
+        dictionary = stage.params(DictionaryConfig)
+        train, val = (read_store(stage, split, device) for split in ("train", "val"))
+        x = train.x(slice(0, config.fit_tokens)).cpu().numpy()
+        tensors = fit_clusters(method, x, dictionary.widths(train.d_in), config, dictionary.seed)
+        write_tensors(Path(f"models/{stage.name}.safetensors"), tensors)
+        metrics = summarize(Clusters.load(tensors, device).reconstruct, val.batches())
+        write_json(Path(f"metrics/{stage.name}.json"), metrics)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,44 @@
+"""Transformer -> its residual stream at one layer: shuffled for training, in order for validation and test."""
+
+from pathlib import Path
+
+import torch
+
+from hsae import run
+from hsae.activations import ActivationConfig, Normalizer, collect
+from hsae.data import windows
+from hsae.files import read_json, read_tensors, write_tensors
+from hsae.gpt import load
+
+
+def main() -> None:
+    """Run the stage."""
+    with run.stage("extract_activations") as stage:
+        device = stage.device()
+        config = stage.params(ActivationConfig, "extract_activations")
+        model = load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
+        config.check_layer(model.config.n_layer)
+        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
+        corpus = read_json(stage.input("data/corpus.json"))
+        document_starts = torch.tensor([document["start"] for document in corpus["documents"]])
+        context = model.config.context
+        generator = torch.Generator().manual_seed(config.seed)
+        stored = {}
+        for name, n_tokens in config.tokens_per_split().items():
+            start, end = corpus["splits"][name]
+            cut = windows(tokens[start:end], context)
+            first_offsets = start + torch.arange(len(cut)) * context
+            shuffled = name == "train"
+            chosen = torch.randperm(len(cut), generator=generator) if shuffled else torch.arange(len(cut))
+            chosen = chosen[: max(n_tokens // context, 1)]
+            shuffle = generator if shuffled else None
+            stored[name] = collect(model, config.layer, cut[chosen], first_offsets[chosen], document_starts, shuffle)
+        normalizer = Normalizer.fit(stored["train"].acts)
+        for name, acts in stored.items():
+            tensors = {**vars(acts), **vars(normalizer)}
+            header = {"layer": config.layer, "context": context}
+            write_tensors(Path(f"data/activations/{name}.safetensors"), tensors, header)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Activations -> a flat autoencoder as wide and as sparse as one HSAE level, and trained on as many tokens.
+
+Arguments: the name of the item in dvc.yaml, its variant, and the level (1 or 2) that it is matched with.
+"""
+
+import sys
+
+import torch
+
+from hsae import flat, run
+from hsae.dictionary import DictionaryConfig
+from hsae.files import read_json
+from hsae.flat import FlatConfig
+from hsae.metrics import summarize
+from hsae.training import Phase, fit
+from stages.files import read_store, write_trained
+
+
+def main(name: str, variant: str, level: int) -> None:
+    """Run the stage."""
+    with run.stage(f"flat_baseline/{name}") as stage:
+        device = stage.device()
+        config = stage.params(FlatConfig, "flat_baseline")
+        dictionary = stage.params(DictionaryConfig)
+        # Level 1 trains in phases 1 and 3, level 2 in phases 2 and 3.
+        epochs = sum(stage.params(Phase, section).epochs for section in (f"phase{level}", "phase3"))
+        matched = read_json(stage.input(f"metrics/phase{1 if level == 1 else 3}.json"))[f"level{level}"]["l0"]
+        train, val = (read_store(stage, split, device) for split in ("train", "val"))
+        torch.manual_seed(dictionary.seed)
+        model = flat.build(variant, train.d_in, dictionary.widths(train.d_in)[level - 1], matched).to(device)
+        objective = flat.objective(model, matched, config.initial_beta)
+        with stage.checkpoints():
+            curve = fit(stage.name, model, train, objective, config.phase(epochs), dictionary.seed)
+        write_trained(stage.name, model, model.header(), curve, summarize(model, val.batches()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

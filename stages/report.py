@@ -1,0 +1,66 @@
+"""Metrics, curves and models -> pictures and one self-contained page, report.html."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from hsae import config, hierarchical, plots, report, run
+from hsae.files import read_json, read_tensors, write_figure, write_text
+from hsae.report import ReportConfig
+from stages.files import read_store
+
+FIGURES = {
+    "Sparsity against loss recovered": "frontier",
+    "How often latents are active": "densities",
+    "Level-2 decoder": "decoder",
+    "Training of the autoencoders": "training_curves",
+    "Training of the transformer": "train_transformer",
+}
+
+
+def main(curves: list[str]) -> None:
+    """Run the stage."""
+    with run.stage("report") as stage:
+        device = stage.device()
+        settings = stage.params(ReportConfig, "report")
+        evaluation = read_json(stage.input("metrics/evaluate.json"))
+        corpus = read_json(stage.input("data/corpus.json"))
+        hsae = hierarchical.load(*read_tensors(stage.input("models/phase3.safetensors"))).to(device)
+        test = read_store(stage, "test", device)
+        h1, h2 = report.encode(hsae, test)
+        rows = report.rows(evaluation)
+        figures = {
+            "frontier": plots.frontier(rows, "ce_recovered_mean", "loss recovered (mean ablation)"),
+            "densities": plots.densities(report.densities({"HSAE level 1": h1, "HSAE level 2": h2}), settings.density_bins),
+            "decoder": plots.decoder_heatmap(hsae.level2.W_dec.detach().cpu().numpy()),
+            "training_curves": plots.training_curves(_curves(stage, curves)),
+        }
+        for name, figure in figures.items():
+            write_figure(Path(f"plots/{name}.png"), figure)
+        stage.input("plots/train_transformer.png")
+        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
+        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        html = report.page(
+            corpus=corpus["name"],
+            evaluation=evaluation,
+            layer=test.layer,
+            rows=rows.to_dict("records"),
+            figures=[(title, report.data_uri(Path(f"plots/{name}.png"))) for title, name in FIGURES.items()],
+            latents=report.hierarchy(hsae, h1, h2, test, tokens, alphabet, settings),
+            sample=stage.input("models/transformer_sample.txt").read_text(encoding="utf-8"),
+            params=config.flatten(config.read_params()),
+        )
+        write_text(Path("report.html"), html)
+
+
+def _curves(stage: run.Stage, names: list[str]) -> pd.DataFrame:
+    """The curves of all training stages as one tidy frame."""
+    frames = [pd.read_csv(stage.input(f"plots/{name}.csv")).assign(stage=name) for name in names]
+    return pd.concat(frames).melt(["stage", "step"], var_name="term", value_name="value").dropna()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--curves", nargs="*", default=[])
+    main(**vars(parser.parse_args()))
