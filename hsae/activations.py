@@ -1,6 +1,6 @@
 """Residual-stream activations: collected from the transformer, stored with where they come from, read in batches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hsae.config import check, check_positive
-from hsae.gpt import GPT
 from hsae.progress import Progress
 
 
@@ -115,29 +114,27 @@ def read(tensors: dict[str, Tensor], header: dict[str, Any], device: torch.devic
 
 @torch.no_grad()
 def collect(
-    model: GPT,
-    layer: int,
+    residual: Callable[[Int[Tensor, "window pos"]], Float[Tensor, "window pos d_model"]],
     windows: Int[Tensor, "window context_plus_1"],
     first_offsets: Int[Tensor, " window"],
     document_starts: Int[Tensor, " document"],
     shuffle: torch.Generator | None = None,
 ) -> Activations:
-    """Residual stream after block `layer` at every input position of `windows`, in order, or all tokens shuffled.
+    """Residual stream at every input position of `windows`, in order, or, given a generator, all tokens shuffled.
 
-    Raises ValueError if an activation is not finite.
+    `residual` maps tokens to their residual stream; `first_offsets` are the windows' offsets in the corpus. Raises ValueError if an activation is not finite.
     """
     n_windows, context = windows.shape[0], windows.shape[1] - 1
     n = n_windows * context
     place = torch.arange(n) if shuffle is None else torch.randperm(n, generator=shuffle)
-    device = next(model.parameters()).device
-    acts = torch.empty(n, model.config.d_model)
+    acts = None
     with Progress("extract_activations", n_windows) as bar:
         for start in range(0, n_windows, 64):
-            tokens = windows[start : start + 64, :-1].to(device).long()
-            rows = place[start * context : start * context + tokens.numel()]
-            acts[rows] = model.residual(tokens, layer).flatten(0, 1).cpu()
-            bar.advance(len(tokens))
-    if not acts.isfinite().all():
+            chunk = residual(windows[start : start + 64, :-1]).flatten(0, 1).cpu()
+            acts = torch.empty(n, chunk.shape[1]) if acts is None else acts
+            acts[place[start * context : start * context + len(chunk)]] = chunk
+            bar.advance(len(chunk) // context)
+    if acts is None or not acts.isfinite().all():
         raise ValueError("the transformer's activations are not finite: train it again with a lower learning rate.")
     source = torch.empty(n, dtype=torch.long)
     source[place] = torch.arange(n)

@@ -51,7 +51,8 @@ def read_params() -> dict[str, Any]:
     Raises ValueError if the file cannot be parsed or holds a key that no stage reads (most likely a misspelt one).
     """
     params = _read_yaml(PARAMS)
-    known = {str(entry).split(".")[0] for stage in _read_yaml(PIPELINE)["stages"].values() for entry in _params(stage)}
+    used = (entry for stage in _read_yaml(PIPELINE)["stages"].values() for entry in stage.get("do", stage)["params"])
+    known = {str(entry).split(".")[0] for entry in used if "$" not in entry}
     unknown = sorted(params.keys() - known)
     if unknown:
         raise ValueError(f"{PARAMS}: unknown key `{unknown[0]}`; allowed: {', '.join(sorted(known))}.")
@@ -77,10 +78,6 @@ def check_positive(config: object, names: Iterable[str]) -> None:
     for name in names:
         value = getattr(config, name)
         check(name, value, "above 0", value > 0)
-
-
-def _params(stage: dict[str, Any]) -> list[str]:
-    return stage.get("params", [])
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -31,6 +31,11 @@ class DictionaryTotals:
         self.sum_x = self.sum_x + x.sum(0)
         self.sum_squares += x.square().sum().item()
 
+    @property
+    def n_latents(self) -> int:
+        """Width of the codes."""
+        return torch.as_tensor(self.active).numel()
+
     def l0(self) -> float:
         """Mean number of active latents per token."""
         return torch.as_tensor(self.active).sum().item() / self.n_tokens

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hsae import run
 from hsae.activations import ActivationConfig, Normalizer, collect
@@ -24,6 +25,10 @@ def main() -> None:
         context = model.config.context
         generator = torch.Generator().manual_seed(config.seed)
         stored = {}
+
+        def residual(tokens: Tensor) -> Tensor:
+            return model.residual(tokens.to(device).long(), config.layer)
+
         for name, n_tokens in config.tokens_per_split().items():
             start, end = corpus["splits"][name]
             cut = windows(tokens[start:end], context)
@@ -32,7 +37,7 @@ def main() -> None:
             chosen = torch.randperm(len(cut), generator=generator) if shuffled else torch.arange(len(cut))
             chosen = chosen[: max(n_tokens // context, 1)]
             shuffle = generator if shuffled else None
-            stored[name] = collect(model, config.layer, cut[chosen], first_offsets[chosen], document_starts, shuffle)
+            stored[name] = collect(residual, cut[chosen], first_offsets[chosen], document_starts, shuffle)
         normalizer = Normalizer.fit(stored["train"].acts)
         for name, acts in stored.items():
             tensors = {**vars(acts), **vars(normalizer)}

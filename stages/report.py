@@ -31,6 +31,7 @@ def main(curves: list[str]) -> None:
         h1, h2 = report.encode(hsae, test)
         rows = report.rows(evaluation)
         figures = {
+            "train_transformer": plots.loss_curve(pd.read_csv(stage.input("plots/train_transformer.csv"))),
             "frontier": plots.frontier(rows, "ce_recovered_mean", "loss recovered (mean ablation)"),
             "densities": plots.densities(report.densities({"HSAE level 1": h1, "HSAE level 2": h2}), settings.density_bins),
             "decoder": plots.decoder_heatmap(hsae.level2.W_dec.detach().cpu().numpy()),
@@ -38,7 +39,6 @@ def main(curves: list[str]) -> None:
         }
         for name, figure in figures.items():
             write_figure(Path(f"plots/{name}.png"), figure)
-        stage.input("plots/train_transformer.png")
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
         html = report.page(

@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from hsae import plots, run
+from hsae import run
 from hsae.data import CharTokenizer
-from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json, write_tensors, write_text
+from hsae.files import read_json, read_tensors, write_csv, write_json, write_tensors, write_text
 from hsae.gpt import GPT, GPTConfig
 from hsae.language_model import TransformerConfig, train
 
@@ -31,9 +31,7 @@ def main() -> None:
         header = {"config": vars(shape), "n_vocab": tokenizer.n_vocab}
         write_tensors(Path("models/transformer.safetensors"), model.state_dict(), header)
         write_text(Path("models/transformer_sample.txt"), tokenizer.decode(sample[config.context :]))
-        curve = pd.DataFrame(trained.curve)
-        write_csv(Path("plots/train_transformer.csv"), curve)
-        write_figure(Path("plots/train_transformer.png"), plots.loss_curve(curve))
+        write_csv(Path("plots/train_transformer.csv"), pd.DataFrame(trained.curve))
         tokens_seen = config.steps * config.batch_size * config.context
         record = {**trained.best, "tokens_seen": tokens_seen, "threads": torch.get_num_threads(), "device": device.type}
         write_json(Path("metrics/train_transformer.json"), record)
