@@ -58,7 +58,9 @@ def kmeans(n_clusters: int, max_iter: int, seed: int) -> KMeans:
     return KMeans(n_clusters, init="random", n_init=1, max_iter=max_iter, random_state=seed)
 
 
-def fit_clusters(method: str, x: np.ndarray, widths: tuple[int, int], config: ClusteringConfig, seed: int) -> dict[str, Tensor]:
+def fit_clusters(
+    method: str, x: np.ndarray, widths: tuple[int, int], config: ClusteringConfig, seed: int
+) -> dict[str, Tensor]:
     """Fit k-means with as many clusters as level 1 has latents, or Ward's tree over those cut to level 2's width.
 
     Returns the tensors of `Clusters` and, for ward, the tree. Raises ValueError for too few rows or an unknown method.
@@ -95,7 +97,9 @@ class Clusters:
         """Clusters among the tensors that `fit_clusters` returned."""
         return cls(*(tensors[name].to(device) for name in ("leaf_centers", "leaf_labels", "centers")))
 
-    def reconstruct(self, x: Float[Tensor, "batch d_in"]) -> tuple[Float[Tensor, "batch cluster"], Float[Tensor, "batch d_in"]]:
+    def reconstruct(
+        self, x: Float[Tensor, "batch d_in"]
+    ) -> tuple[Float[Tensor, "batch cluster"], Float[Tensor, "batch d_in"]]:
         """One-hot membership and the cluster's centre."""
         distances = self.leaf_centers.square().sum(1) - 2 * x @ self.leaf_centers.T
         labels = self.leaf_labels[distances.argmin(1)].long()

@@ -38,7 +38,9 @@ class TransformerConfig:
     sample_chars: int
 
     def __post_init__(self) -> None:
-        positive = "n_layer n_head d_model context batch_size steps lr grad_clip eval_interval eval_windows sample_chars"
+        positive = (
+            "n_layer n_head d_model context batch_size steps lr grad_clip eval_interval eval_windows sample_chars"
+        )
         check_positive(self, positive.split())
         check("d_model", self.d_model, f"a multiple of n_head (={self.n_head})", self.d_model % self.n_head == 0)
         check("dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)

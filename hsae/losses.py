@@ -74,9 +74,7 @@ def cosine_grouping(
     return 1 - cosines / pairs.clamp(min=1e-8)
 
 
-def group_sparsity(
-    acts: Float[Tensor, "batch latent"], assignment: Float[Tensor, "latent group"]
-) -> Float[Tensor, ""]:
+def group_sparsity(acts: Float[Tensor, "batch latent"], assignment: Float[Tensor, "latent group"]) -> Float[Tensor, ""]:
     """L2,1 norm: sum over groups of the L2 norm of the group's activations, averaged over tokens.
 
     ||h||_{2,1} = sum_g sqrt(sum_i A[i, g] h_i^2) (group lasso: Yuan & Lin 2006), so few groups are active at a time.

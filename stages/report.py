@@ -33,7 +33,9 @@ def main(curves: list[str]) -> None:
         figures = {
             "train_transformer": plots.loss_curve(pd.read_csv(stage.input("plots/train_transformer.csv"))),
             "frontier": plots.frontier(rows, "ce_recovered_mean", "loss recovered (mean ablation)"),
-            "densities": plots.densities(report.densities({"HSAE level 1": h1, "HSAE level 2": h2}), settings.density_bins),
+            "densities": plots.densities(
+                report.densities({"HSAE level 1": h1, "HSAE level 2": h2}), settings.density_bins
+            ),
             "decoder": plots.decoder_heatmap(hsae.level2.W_dec.detach().cpu().numpy()),
             "training_curves": plots.training_curves(_curves(stage, curves)),
         }
