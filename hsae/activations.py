@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from hsae.config import check, check_positive
@@ -96,14 +96,14 @@ class Store:
         """All rows, normalised, in their order."""
         return (self.x(slice(start, start + size)) for start in range(0, len(self), size))
 
-    def windows(self, tokens: Int[Tensor, " corpus"]) -> Int[Tensor, "window context_plus_1"]:
+    def windows(self, tokens: Integer[Tensor, " corpus"]) -> Integer[Tensor, "window context_plus_1"]:
         """Tokens of the contexts that the rows, in their order, come from, each with the target after its last one."""
         first = self.activations.offsets[:: self.context, None].long()
         return tokens[first + torch.arange(self.context + 1)]
 
 
 def read(tensors: dict[str, Tensor], header: dict[str, Any], device: torch.device) -> Store:
-    """The store saved as these tensors and this header, its activations on `device`. Raises ValueError if they disagree."""
+    """The store saved as these tensors and header, activations on `device`. Raises ValueError if its parts disagree."""
     fields = {name: tensors[name] for name in ("acts", "offsets", "positions", "documents")}
     if len({len(tensor) for tensor in fields.values()}) != 1:
         raise ValueError("the activation store is damaged: its tensors differ in length.")
@@ -114,15 +114,16 @@ def read(tensors: dict[str, Tensor], header: dict[str, Any], device: torch.devic
 
 @torch.no_grad()
 def collect(
-    residual: Callable[[Int[Tensor, "window pos"]], Float[Tensor, "window pos d_model"]],
-    windows: Int[Tensor, "window context_plus_1"],
+    residual: Callable[[Integer[Tensor, "window pos"]], Float[Tensor, "window pos d_model"]],
+    windows: Integer[Tensor, "window context_plus_1"],
     first_offsets: Int[Tensor, " window"],
     document_starts: Int[Tensor, " document"],
     shuffle: torch.Generator | None = None,
 ) -> Activations:
     """Residual stream at every input position of `windows`, in order, or, given a generator, all tokens shuffled.
 
-    `residual` maps tokens to their residual stream; `first_offsets` are the windows' offsets in the corpus. Raises ValueError if an activation is not finite.
+    `residual` maps tokens to their residual stream; `first_offsets` are the windows' offsets in the corpus. Raises
+    ValueError if an activation is not finite.
     """
     n_windows, context = windows.shape[0], windows.shape[1] - 1
     n = n_windows * context

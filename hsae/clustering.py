@@ -1,7 +1,6 @@
 """Traditional clustering as a dictionary: a token is represented by the centre of its cluster."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -39,23 +38,24 @@ class WardOnCentroids(ClusterMixin, BaseEstimator):
         self.max_iter = max_iter
         self.random_state = random_state
 
-    def fit(self, X: np.ndarray, y: None = None) -> Self:  # noqa: ARG002 (scikit-learn's signature)
+    def fit(self, X: np.ndarray, y: None = None) -> "WardOnCentroids":  # noqa: ARG002 (scikit-learn's signature)
         """Cluster the rows of `X` finely, then merge the centroids."""
         leaves = kmeans(self.n_leaves, self.max_iter, self.random_state).fit(X)
         tree = AgglomerativeClustering(self.n_clusters, linkage="ward", compute_distances=True)
         self.leaf_centers_ = leaves.cluster_centers_
         self.leaf_labels_ = tree.fit_predict(self.leaf_centers_)
         self.children_, self.distances_ = tree.children_, tree.distances_
-        counts = np.bincount(leaves.labels_, minlength=self.n_leaves)
+        labels = np.asarray(leaves.labels_)
+        counts = np.bincount(labels, minlength=self.n_leaves)
         members = np.eye(self.n_clusters)[self.leaf_labels_] * counts[:, None]
         self.cluster_centers_ = members.T @ self.leaf_centers_ / members.sum(0)[:, None]
-        self.labels_ = self.leaf_labels_[leaves.labels_]
+        self.labels_ = self.leaf_labels_[labels]
         return self
 
 
 def kmeans(n_clusters: int, max_iter: int, seed: int) -> KMeans:
     """Lloyd's k-means from random rows: k-means++ takes longer than the clustering itself at 1,024 clusters."""
-    return KMeans(n_clusters, init="random", n_init=1, max_iter=max_iter, random_state=seed)
+    return KMeans(n_clusters, init="random", n_init=1, max_iter=max_iter, random_state=seed)  # pyright: ignore[reportArgumentType]
 
 
 def fit_clusters(
@@ -93,7 +93,7 @@ class Clusters:
     centers: Float[Tensor, "cluster d_in"]
 
     @classmethod
-    def load(cls, tensors: dict[str, Tensor], device: torch.device) -> Self:
+    def load(cls, tensors: dict[str, Tensor], device: torch.device) -> "Clusters":
         """Clusters among the tensors that `fit_clusters` returned."""
         return cls(*(tensors[name].to(device) for name in ("leaf_centers", "leaf_labels", "centers")))
 

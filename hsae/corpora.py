@@ -147,7 +147,8 @@ def fetch(download: Download, target: Path) -> None:
 
 
 def _append(download: Download, part: Path, have: int) -> None:
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    # Uncompressed: a range of a compressed answer counts bytes that are not the file's.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(download.url, headers=headers, stream=True, timeout=60) as response:
         response.raise_for_status()
         # A server that ignores Range answers 200 with the whole file, not 206 with the rest.

@@ -1,11 +1,10 @@
 """Characters as tokens: the tokenizer, the split into train, validation and test, and windows of tokens."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 
@@ -16,7 +15,7 @@ class CharTokenizer:
     alphabet: str
 
     @classmethod
-    def fit(cls, text: str) -> Self:
+    def fit(cls, text: str) -> "CharTokenizer":
         """Tokenizer for every character of `text`."""
         return cls("".join(sorted(set(text))))
 
@@ -25,8 +24,8 @@ class CharTokenizer:
         """Number of tokens."""
         return len(self.alphabet)
 
-    def encode(self, text: str) -> Int[Tensor, " n"]:
-        """Tokens of `text`, as bytes where the alphabet allows. Raises ValueError for a character not in the alphabet."""
+    def encode(self, text: str) -> Integer[Tensor, " n"]:
+        """Tokens of `text`, bytes if 256 suffice. Raises ValueError for a character that is not in the alphabet."""
         points = _code_points(text)
         alphabet = _code_points(self.alphabet)
         tokens = np.searchsorted(alphabet, points).clip(max=self.n_vocab - 1)
@@ -35,7 +34,7 @@ class CharTokenizer:
             raise ValueError(f"character {chr(unknown[0])!r} is not in the alphabet of {self.n_vocab} characters.")
         return torch.from_numpy(tokens.astype(np.uint8 if self.n_vocab <= 256 else np.int32))
 
-    def decode(self, tokens: Int[Tensor, " n"]) -> str:
+    def decode(self, tokens: Integer[Tensor, " n"]) -> str:
         """Text of `tokens`."""
         return "".join(self.alphabet[token] for token in tokens.tolist())
 
@@ -47,7 +46,7 @@ def split(n: int, val_fraction: float, test_fraction: float) -> dict[str, tuple[
     return {"train": (0, val), "val": (val, test), "test": (test, n)}
 
 
-def windows(tokens: Int[Tensor, " n"], context: int) -> Int[Tensor, "window context_plus_1"]:
+def windows(tokens: Integer[Tensor, " n"], context: int) -> Integer[Tensor, "window context_plus_1"]:
     """Cut into consecutive windows of `context` inputs and one more target; neighbours share that one token.
 
     Raises ValueError if there is not even one window.
@@ -59,8 +58,8 @@ def windows(tokens: Int[Tensor, " n"], context: int) -> Int[Tensor, "window cont
 
 
 def random_windows(
-    tokens: Int[Tensor, " n"], context: int, batch_size: int, generator: torch.Generator
-) -> Int[Tensor, "batch context_plus_1"]:
+    tokens: Integer[Tensor, " n"], context: int, batch_size: int, generator: torch.Generator
+) -> Integer[Tensor, "batch context_plus_1"]:
     """Windows that start anywhere, for training."""
     if len(tokens) <= context:
         raise ValueError(f"a split of {len(tokens)} characters is shorter than one context of {context} and a target.")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,7 +31,10 @@ class _Method:
 
 @torch.no_grad()
 def evaluate(
-    model: GPT, store: Store, tokens: Int[Tensor, " corpus"], methods: dict[Name, Callable[[Tensor], Reconstruction]]
+    model: GPT,
+    store: Store,
+    tokens: Integer[Tensor, " corpus"],
+    methods: dict[Name, Callable[[Tensor], Reconstruction]],
 ) -> tuple[dict[str, float], dict[Name, dict[str, float]]]:
     """Replace the stored residual stream by each method's reconstruction of it, over whole contexts in their order.
 

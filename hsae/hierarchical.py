@@ -59,9 +59,11 @@ class HierarchicalSAE(nn.Module):
         return {"d_in": self.level1.d_in, "d_sae1": self.level1.d_sae, "d_sae2": self.level2.d_sae}
 
     def constrain(self) -> None:
-        """Make both decoders valid after an optimizer step."""
-        self.level1.constrain()
-        self.level2.constrain()
+        """Make both decoders valid after an optimizer step; a frozen one stays as it is, to the bit."""
+        for level in (self.level1, self.level2):
+            # Normalising a row whose norm is 1 already may still change its last bit.
+            if level.W_dec.requires_grad:
+                level.constrain()
 
     def project_gradient(self) -> None:
         """Drop both decoders' gradients along their rows."""

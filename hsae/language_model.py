@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -60,7 +60,7 @@ class TrainedTransformer:
 
 
 def train(
-    model: GPT, train_tokens: Int[Tensor, " n"], val_tokens: Int[Tensor, " m"], config: TransformerConfig
+    model: GPT, train_tokens: Integer[Tensor, " n"], val_tokens: Integer[Tensor, " m"], config: TransformerConfig
 ) -> TrainedTransformer:
     """Train with AdamW, linear warm-up and cosine decay; keep the weights with the lowest validation loss.
 
@@ -107,7 +107,7 @@ def make_optimizer(model: GPT, config: TransformerConfig) -> torch.optim.Optimiz
 
 
 @torch.no_grad()
-def cross_entropy(model: GPT, batch: Int[Tensor, "window context_plus_1"], chunk: int = 64) -> float:
+def cross_entropy(model: GPT, batch: Integer[Tensor, "window context_plus_1"], chunk: int = 64) -> float:
     """Mean next-character cross-entropy over all windows and positions, in nats."""
     device = next(model.parameters()).device
     total = 0.0
@@ -118,7 +118,7 @@ def cross_entropy(model: GPT, batch: Int[Tensor, "window context_plus_1"], chunk
 
 
 def next_token_loss(
-    logits: Float[Tensor, "window pos n_vocab"], tokens: Int[Tensor, "window pos_plus_1"]
+    logits: Float[Tensor, "window pos n_vocab"], tokens: Integer[Tensor, "window pos_plus_1"]
 ) -> Float[Tensor, "window pos"]:
     """Cross-entropy of every next character, in nats."""
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
@@ -126,7 +126,7 @@ def next_token_loss(
 
 
 def _step(
-    model: GPT, optimizer: torch.optim.Optimizer, batch: Int[Tensor, "batch context_plus_1"], grad_clip: float
+    model: GPT, optimizer: torch.optim.Optimizer, batch: Integer[Tensor, "batch context_plus_1"], grad_clip: float
 ) -> float:
     loss = next_token_loss(model(batch[:, :-1]), batch).mean()
     if not loss.isfinite():
@@ -141,5 +141,7 @@ def _step(
 def _evaluate(model: GPT, batch: Tensor, step: int, running: list[float]) -> dict[str, float]:
     model.eval()
     row = {"step": step, "train_loss": sum(running) / len(running), "val_loss": cross_entropy(model, batch)}
+    if not math.isfinite(row["val_loss"]):
+        raise ValueError(f"train_transformer: the loss is {row['val_loss']}; lower `train_transformer.lr`.")
     model.train()
     return row

@@ -13,7 +13,6 @@ where A, from `soft_assignment`, says how far each level-1 latent belongs to the
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -71,7 +70,8 @@ def cosine_grouping(
     own = assignment.square().sum()
     cosines = (assignment.T @ unit).square().sum() - own
     pairs = assignment.sum(0).square().sum() - own
-    return 1 - cosines / pairs.clamp(min=1e-8)
+    # Where hardly any two latents share a group, both differences are rounding errors, and so would be their quotient.
+    return 1 - cosines / pairs.clamp(min=1e-4 * own + 1e-8)
 
 
 def group_sparsity(acts: Float[Tensor, "batch latent"], assignment: Float[Tensor, "latent group"]) -> Float[Tensor, ""]:

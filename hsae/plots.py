@@ -1,16 +1,14 @@
 """Figures: each function takes a tidy frame, or an array, and returns a matplotlib Figure; nothing is saved here."""
 
-from typing import cast
-
 import matplotlib as mpl
 
 mpl.use("Agg")
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import seaborn as sns  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
 
@@ -28,7 +26,7 @@ def loss_curve(curve: pd.DataFrame) -> Figure:
 
 def training_curves(curves: pd.DataFrame) -> Figure:
     """Every term of every autoencoder's objective. Columns: stage, step, term, value (weighted; zeros left out)."""
-    shown = curves[curves["value"] > 0]
+    shown = curves.query("value > 0")
     grid = sns.relplot(
         shown, x="step", y="value", hue="term", style="term", kind="line", dashes=True,
         col="stage", col_wrap=3, height=3, aspect=1.35, facet_kws={"sharex": False},
@@ -42,9 +40,9 @@ def frontier(results: pd.DataFrame, y: str, label: str) -> Figure:
     """L0 against `y` for all dictionaries. Columns: method, family, latents, l0 and `y`."""
     figure, axes = _axes(8, 5)
     sns.scatterplot(results, x="l0", y=y, hue="family", style="family", s=130, ax=axes)
-    for row in results.itertuples():
+    for row in results.to_dict("records"):
         axes.annotate(
-            f"{row.method} ({row.latents})", (cast(float, row.l0), cast(float, getattr(row, y))),
+            f"{row['method']} ({row['latents']})", (row["l0"], row[y]),
             xytext=(7, -14), textcoords="offset points", fontsize=9,
         )  # fmt: skip
     axes.set(xscale="log", xlabel="L0: active latents per token", ylabel=label)
@@ -55,8 +53,8 @@ def frontier(results: pd.DataFrame, y: str, label: str) -> Figure:
 
 def densities(frame: pd.DataFrame, bins: int) -> Figure:
     """Histogram of activation densities. Columns: dictionary, density (share of tokens on which a latent is active)."""
-    alive = frame[frame["density"] > 0].assign(log_density=lambda f: np.log10(f["density"]))
-    dead = frame.assign(dead=frame["density"] == 0).groupby("dictionary", sort=False)["dead"].mean()
+    alive = frame.query("density > 0").assign(log_density=lambda f: np.log10(f["density"]))
+    dead = {str(name): (group["density"] == 0).mean() for name, group in frame.groupby("dictionary")}
     grid = sns.displot(alive, x="log_density", col="dictionary", col_wrap=2, bins=bins, height=2.8, aspect=1.6)
     grid.set_axis_labels("log10 share of tokens", "latents")
     for name, axes in grid.axes_dict.items():

@@ -5,6 +5,7 @@ Hydra composes the groups of hsae/conf; params.yaml stays the only truth, and `d
 
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -27,7 +28,7 @@ def overrides(choices: list[str]) -> dict[str, object]:
             allowed = "; ".join(f"{name}={'|'.join(presets)}" for name, presets in groups.items())
             raise ValueError(f"no preset `{choice}`; allowed: {allowed}.")
     with initialize_config_dir(str(CONF), version_base=None):
-        return flatten(OmegaConf.to_container(compose("presets", choices)))
+        return flatten(cast(dict[str, Any], OmegaConf.to_container(compose("presets", choices))))
 
 
 def main(choices: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ class Progress:
         self.done = 0
         self._bar = tqdm(total=total, desc=label, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):

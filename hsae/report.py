@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from torch import Tensor
 
@@ -32,7 +32,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Snippet:
-    """A piece of the corpus around a strong activation: its characters, each with its activation relative to the peak."""
+    """A piece of the corpus around a strong activation: characters, each with its activation relative to the peak."""
 
     offset: int
     chars: list[tuple[str, float]]
@@ -54,7 +54,7 @@ def hierarchy(
     h1: Float[Tensor, "n d_sae1"],
     h2: Float[Tensor, "n d_sae2"],
     store: Store,
-    tokens: Int[Tensor, " corpus"],
+    tokens: Integer[Tensor, " corpus"],
     alphabet: str,
     config: ReportConfig,
 ) -> list[Latent]:
@@ -78,7 +78,7 @@ def hierarchy(
 
 
 def top_snippets(
-    acts: Float[Tensor, " n"], store: Store, tokens: Int[Tensor, " corpus"], alphabet: str, n: int, width: int
+    acts: Float[Tensor, " n"], store: Store, tokens: Integer[Tensor, " corpus"], alphabet: str, n: int, width: int
 ) -> list[Snippet]:
     """The `n` contexts in which a latent is strongest, `width` characters of each around the peak.
 

@@ -94,7 +94,9 @@ class Stage:
 
     def check_unchanged(self) -> None:
         """Raise ValueError if code, parameters or inputs are no longer what this stage read."""
-        changed = [path for path, digest in self._code.items() if not path.is_file() or _digest(path) != digest]
+        changed: list[object] = [
+            path for path, digest in self._code.items() if not path.is_file() or _digest(path) != digest
+        ]
         changed += [path for path, signature in self._inputs.items() if _signature(path) != signature]
         for schema, section, value in self._params:
             if config.load(schema, section) != value:
@@ -131,7 +133,8 @@ def die_with_parent() -> None:
 def _code() -> list[Path]:
     """The project's own modules that this process has imported."""
     here = Path(__file__).resolve().parent.parent
-    files = (Path(module.__file__) for module in sys.modules.values() if getattr(module, "__file__", None))
+    names = (getattr(module, "__file__", None) for module in sys.modules.values())
+    files = [Path(name) for name in names if name]
     return sorted(file for file in files if file.parent.parent == here or file.parent.parent.parent == here)
 
 

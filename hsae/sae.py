@@ -83,7 +83,7 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def project_gradient(self) -> None:
-        """Drop the part of the decoder's gradient along its rows, which `constrain` would undo (Bricken et al. 2023)."""
+        """Drop the decoder gradient's part along the rows, which `constrain` would undo (Bricken et al. 2023)."""
         gradient = self.W_dec.grad
         if gradient is not None:
             gradient.sub_((gradient * self.W_dec).sum(1, keepdim=True) * self.W_dec)

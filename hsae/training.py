@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,7 @@ class Phase:
         check("decay_fraction", self.decay_fraction, "in [0, 1]", 0 <= self.decay_fraction <= 1)
 
 
+@runtime_checkable
 class Shuffled(Protocol):
     """What `fit` needs of its data: as many rows as `len` says, already shuffled, readable in slices."""
 
@@ -42,6 +43,7 @@ class Shuffled(Protocol):
         ...
 
 
+@runtime_checkable
 class Trainable(Protocol):
     """What `fit` needs of a model beside being an nn.Module: a decoder that stays valid."""
 
@@ -102,7 +104,7 @@ def learning_rate(step: int, n_steps: int, phase: Phase) -> float:
 
 
 def _batches(n_tokens: int, phase: Phase, seed: int) -> Iterator[slice]:
-    """Contiguous batches of the shuffled tokens, in a fresh order every epoch; the incomplete last batch is left out."""
+    """Contiguous batches of the shuffled tokens, in a fresh order every epoch, without the incomplete last one."""
     generator = torch.Generator().manual_seed(seed)
     size = min(phase.batch_size, n_tokens)
     for _ in range(phase.epochs):

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from hsae import run
-from hsae.clustering import Clusters, ClusteringConfig, fit_clusters
+from hsae.clustering import ClusteringConfig, Clusters, fit_clusters
 from hsae.dictionary import DictionaryConfig
 from hsae.files import write_json, write_tensors
 from hsae.metrics import summarize

@@ -16,9 +16,7 @@ def read_store(stage: Stage, split: str, device: torch.device) -> Store:
     return read(*read_tensors(stage.input(f"data/activations/{split}.safetensors")), device)
 
 
-def write_trained(
-    name: str, model: nn.Module, header: object, curve: list[dict[str, float]], metrics: dict[str, object]
-) -> None:
+def write_trained(name: str, model: nn.Module, header: object, curve: list[dict[str, float]], metrics: object) -> None:
     """A trained autoencoder, its curve and its metrics on the validation split."""
     write_tensors(Path(f"models/{name}.safetensors"), model.state_dict(), header)
     write_csv(Path(f"plots/{name}.csv"), pd.DataFrame(curve))

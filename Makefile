@@ -1,0 +1,30 @@
+# `make repro` and `make test` do everything from nothing; the rest are for those who change the code.
+PYTHON ?= python3
+BIN := .venv/bin
+
+repro: .venv/installed  ## install, then run the pipeline: the report is report.html
+	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+
+test: .venv/installed  ## install, then run the test suite
+	$(BIN)/python -m pytest
+
+check: .venv/installed  ## lint, formatting and types, then the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: hsae needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	@touch $@
+
+lock:  ## write requirements.lock anew from pyproject.toml (torch first: later packages must not pull another build)
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	.lock/bin/python -m pip install --quiet torch==2.13.0
+	.lock/bin/python -m pip install --quiet $$($(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"])')
+	.lock/bin/python -m pip freeze | sed 's/^torch==.*/torch==2.13.0/' > requirements.lock
+	rm -rf .lock
+
+.PHONY: repro test check lock

@@ -1,0 +1,41 @@
+"""Fixtures that several test modules share: everything tiny, on the CPU."""
+
+import pytest
+import torch
+
+from hsae.activations import Normalizer, Store, collect
+from hsae.data import windows
+from hsae.gpt import GPT, GPTConfig
+
+torch.set_num_threads(1)
+
+LAYER = 1
+CONTEXT = 6
+N_VOCAB = 5
+
+
+@pytest.fixture
+def gpt() -> GPT:
+    """A random transformer whose weights are large enough for every token to matter."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=3, n_head=2, d_model=8, context=CONTEXT, dropout=0.0), N_VOCAB)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(15)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def corpus_tokens() -> torch.Tensor:
+    """A corpus of 40 contexts and a little more; its first characters belong to no split below."""
+    return torch.randint(N_VOCAB, (10 + 40 * CONTEXT + 3,), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def store(gpt: GPT, corpus_tokens: torch.Tensor) -> Store:
+    """All 40 contexts in their order, normalised by their own mean and scale."""
+    cut = windows(corpus_tokens[10:], CONTEXT)
+    first_offsets = 10 + CONTEXT * torch.arange(len(cut))
+    collected = collect(lambda tokens: gpt.residual(tokens, LAYER), cut, first_offsets, torch.tensor([0, 50, 100]))
+    return Store(collected, Normalizer.fit(collected.acts), LAYER, CONTEXT)

@@ -1,0 +1,99 @@
+"""A copy of the project with tiny parameters, and ways to run dvc in it as a user does."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = {
+    "prepare_data": {"max_chars": 60_000},
+    "train_transformer": {
+        "n_layer": 2, "n_head": 2, "d_model": 16, "context": 32, "steps": 30, "warmup_steps": 5,
+        "eval_interval": 10, "eval_windows": 8, "sample_chars": 40,
+    },
+    "extract_activations": {"layer": 0, "train_tokens": 8192, "val_tokens": 1024, "test_tokens": 2048},
+    "phase1": {"epochs": 2, "batch_size": 512},
+    "phase2": {"epochs": 2, "batch_size": 512},
+    "phase3": {"epochs": 1, "batch_size": 512},
+    "flat_baseline": {"batch_size": 512},
+    "clustering_baseline": {"fit_tokens": 2048, "max_iter": 5},
+    "report": {"n_parents": 2, "n_snippets": 2},
+}  # fmt: skip
+
+
+class Project:
+    """A git repository with the project's files in a folder of its own."""
+
+    def __init__(self, path: Path, site_cache: Path):
+        self.path = path
+        self.env = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(site_cache),
+            "DVC_GLOBAL_CONFIG_DIR": str(site_cache / "config"),
+            **{f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        }
+
+    @classmethod
+    def create(cls, path: Path, site_cache: Path) -> "Project":
+        """Copy what git would commit, make the parameters tiny, and commit."""
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
+        for name in names:
+            if name and (ROOT / name).is_file():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, path / name)
+        project = cls(path, site_cache)
+        project.set_params(TINY)
+        project.run("git", "init", "--quiet")
+        project.commit()
+        return project
+
+    def clone(self, path: Path) -> "Project":
+        """An independent copy with everything in it, outputs and cache too."""
+        shutil.copytree(self.path, path, symlinks=True)
+        return Project(path, Path(self.env["DVC_SITE_CACHE_DIR"]))
+
+    def params(self) -> dict[str, Any]:
+        """The content of params.yaml."""
+        return OmegaConf.to_container(OmegaConf.load(self.path / "params.yaml"))  # pyright: ignore[reportReturnType]
+
+    def set_params(self, values: dict[str, Any]) -> None:
+        """Merge values into params.yaml."""
+        OmegaConf.save(OmegaConf.merge(self.params(), values), self.path / "params.yaml")
+
+    def commit(self) -> None:
+        """Commit everything."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "state")
+
+    def try_run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command and return it with its output, whatever its status."""
+        return subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True)
+
+    def run(self, *command: str) -> str:
+        """Run a command that must succeed; its standard output."""
+        result = self.try_run(*command)
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+    def stage(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a stage's module as DVC would."""
+        return self.try_run("python", "-m", f"stages.{module}", *arguments)
+
+    def digests(self, *folders: str) -> dict[str, bytes]:
+        """Content of every file below some folders."""
+        files = (file for folder in folders for file in sorted((self.path / folder).rglob("*")) if file.is_file())
+        return {str(file.relative_to(self.path)): file.read_bytes() for file in files}
+
+
+def stages_run(output: str) -> set[str]:
+    """Names of the stages that dvc says it ran."""
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}

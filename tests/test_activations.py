@@ -1,0 +1,166 @@
+import math
+
+import pytest
+import torch
+
+from hsae import activations, files
+from hsae.activations import ActivationConfig, Activations, Normalizer, Store, collect
+from hsae.data import windows
+from hsae.gpt import GPT
+from tests.conftest import CONTEXT, LAYER
+
+DOCUMENT_STARTS = torch.tensor([0, 12, 13, 40])
+
+
+def collected(gpt: GPT, tokens: torch.Tensor, seed: int | None) -> tuple[torch.Tensor, Activations]:
+    """The second, fourth, ... windows of a corpus, so that offsets are not merely row numbers."""
+    cut = windows(tokens, CONTEXT)
+    chosen = torch.arange(1, len(cut), 2)
+    shuffle = None if seed is None else torch.Generator().manual_seed(seed)
+    return cut[chosen], collect(
+        lambda inputs: gpt.residual(inputs, LAYER), cut[chosen], chosen * CONTEXT, DOCUMENT_STARTS, shuffle
+    )
+
+
+def test_rows_collected_in_order_are_the_residual_stream_of_one_window_after_the_other(gpt: GPT, corpus_tokens):
+    cut, rows = collected(gpt, corpus_tokens, None)
+    torch.testing.assert_close(rows.acts, gpt.residual(cut[:, :-1], LAYER).flatten(0, 1))
+
+
+def test_rows_collected_in_order_know_their_offset_position_and_document(gpt: GPT, corpus_tokens):
+    cut, rows = collected(gpt, corpus_tokens, None)
+    row = 0
+    for window in range(len(cut)):
+        for position in range(CONTEXT):
+            offset = (2 * window + 1) * CONTEXT + position
+            document = max(index for index, start in enumerate(DOCUMENT_STARTS.tolist()) if start <= offset)
+            found = (rows.offsets[row].item(), rows.positions[row].item(), rows.documents[row].item())
+            assert found == (offset, position, document)
+            row += 1
+    assert row == len(rows.acts)
+
+
+def test_an_offset_is_that_of_the_rows_own_token(gpt: GPT, corpus_tokens):
+    cut, rows = collected(gpt, corpus_tokens, None)
+    assert torch.equal(corpus_tokens[rows.offsets.long()], cut[:, :-1].flatten())
+
+
+def test_shuffling_permutes_the_rows_and_each_keeps_what_belongs_to_it(gpt: GPT, corpus_tokens):
+    _, ordered = collected(gpt, corpus_tokens, None)
+    _, shuffled = collected(gpt, corpus_tokens, seed=0)
+    order = shuffled.offsets.argsort()
+    assert not torch.equal(shuffled.offsets, ordered.offsets)
+    for name, values in vars(shuffled).items():
+        assert torch.equal(values[order], vars(ordered)[name])
+
+
+def test_shuffling_mixes_tokens_of_different_windows(gpt: GPT, corpus_tokens):
+    _, shuffled = collected(gpt, corpus_tokens, seed=0)
+    neighbours = (shuffled.offsets[1:] - shuffled.offsets[:-1]) == 1
+    assert neighbours.double().mean() < 0.1
+
+
+def test_shuffling_repeats_for_a_seed_and_differs_for_another(gpt: GPT, corpus_tokens):
+    first, again, other = (collected(gpt, corpus_tokens, seed)[1] for seed in (0, 0, 1))
+    assert torch.equal(first.acts, again.acts)
+    assert torch.equal(first.offsets, again.offsets)
+    assert not torch.equal(first.offsets, other.offsets)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_more_windows_than_one_chunk_are_all_collected(seed: int | None):
+    tokens = torch.arange(401)
+    cut = windows(tokens, 4)
+    shuffle = None if seed is None else torch.Generator().manual_seed(seed)
+    rows = collect(lambda inputs: inputs[..., None].float(), cut, 4 * torch.arange(100), torch.tensor([0]), shuffle)
+    assert torch.equal(rows.acts[:, 0].int(), rows.offsets)
+    assert sorted(rows.offsets.tolist()) == list(range(400))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_activations_that_are_not_finite_are_refused(bad: float):
+    cut = windows(torch.arange(9), 4)
+    with pytest.raises(ValueError, match="the transformer's activations are not finite"):
+        collect(lambda inputs: torch.full((*inputs.shape, 2), bad), cut, torch.tensor([0, 4]), torch.tensor([0]))
+
+
+def test_the_normaliser_of_two_rows_by_hand():
+    acts = torch.tensor([[0.0, 0.0], [2.0, 4.0]])
+    normalizer = Normalizer.fit(acts)
+    assert normalizer.mean.tolist() == [1, 2]
+    # The deviations are 1 and 2: a mean square of 2.5 over both coordinates.
+    assert normalizer.scale.item() == pytest.approx(math.sqrt(2.5))
+    torch.testing.assert_close(normalizer(acts), torch.tensor([[-1.0, -2.0], [1.0, 2.0]]) / math.sqrt(2.5))
+
+
+def test_normalised_activations_have_unit_variance_per_coordinate_on_average_and_zero_mean():
+    # More rows than one chunk, and an offset that float32 sums would lose digits to.
+    acts = 1000 + torch.randn(70_000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1.0, 10.0])
+    normalizer = Normalizer.fit(acts)
+    x = normalizer(acts).double()
+    assert x.square().mean().item() == pytest.approx(1, rel=1e-4)
+    assert x.mean(0).abs().max().item() < 1e-4
+    torch.testing.assert_close(x.std(0) / x.std(0)[0], acts.double().std(0) / acts.double().std(0)[0])
+
+
+def test_the_inverse_gives_back_the_activations(store: Store):
+    acts = store.activations.acts
+    torch.testing.assert_close(store.normalizer.inverse(store.normalizer(acts)), acts)
+
+
+@pytest.mark.parametrize("value", [3.0, math.nan, math.inf])
+def test_constant_or_infinite_activations_cannot_be_normalised(value: float):
+    with pytest.raises(ValueError, match="the activations have standard deviation .*; they must be finite and vary"):
+        Normalizer.fit(torch.full((10, 2), value))
+
+
+def test_the_windows_of_a_store_are_the_contexts_that_its_rows_come_from(store: Store, corpus_tokens):
+    assert torch.equal(store.windows(corpus_tokens), windows(corpus_tokens[10:], CONTEXT))
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_batches_are_all_rows_normalised_and_in_order(store: Store, size: int):
+    batches = list(store.batches(size))
+    assert all(len(batch) <= size for batch in batches)
+    assert torch.equal(torch.cat(batches), store.normalizer(store.activations.acts))
+    assert len(store) == sum(map(len, batches)) == 40 * CONTEXT
+    assert store.d_in == 8
+
+
+def tensors_of(store: Store) -> dict[str, torch.Tensor]:
+    return {**vars(store.activations), **vars(store.normalizer)}
+
+
+def test_a_store_comes_back_from_its_file(store: Store, tmp_path):
+    path = tmp_path / "test.safetensors"
+    files.write_tensors(path, tensors_of(store), {"layer": LAYER, "context": CONTEXT})
+    loaded = activations.read(*files.read_tensors(path), torch.device("cpu"))
+    assert (loaded.layer, loaded.context) == (LAYER, CONTEXT)
+    for name, tensor in tensors_of(store).items():
+        assert torch.equal(tensors_of(loaded)[name], tensor)
+
+
+@pytest.mark.parametrize("name", ["acts", "offsets", "positions", "documents"])
+def test_a_store_whose_tensors_differ_in_length_is_refused(store: Store, name: str):
+    tensors = tensors_of(store)
+    tensors[name] = tensors[name][:-1]
+    with pytest.raises(ValueError, match="the activation store is damaged: its tensors differ in length"):
+        activations.read(tensors, {"layer": LAYER, "context": CONTEXT}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("layer", "n_layer"), [(3, 3), (7, 4)])
+def test_a_layer_that_the_transformer_does_not_have_is_refused(layer: int, n_layer: int):
+    config = ActivationConfig(layer, 10, 20, 30, 0)
+    config.check_layer(layer + 1)
+    expected = rf"`extract_activations.layer` must be in 0..{n_layer - 1} \(the blocks\); not {layer}"
+    with pytest.raises(ValueError, match=expected):
+        config.check_layer(n_layer)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [((-1, 1, 1, 1, 0), "`layer` must be 0 or above; not -1"), ((0, 1, 0, 1, 0), "`val_tokens` must be above 0; not 0")],
+)
+def test_settings_out_of_range_are_refused_by_name(values: tuple, expected: str):
+    with pytest.raises(ValueError, match=expected):
+        ActivationConfig(*values)
