@@ -27,4 +27,7 @@ lock:  ## write requirements.lock anew from pyproject.toml (torch first: later p
 	.lock/bin/python -m pip freeze | sed 's/^torch==.*/torch==2.13.0/' > requirements.lock
 	rm -rf .lock
 
-.PHONY: repro test check lock
+readme: .venv/installed  ## make the results table of README.md equal to metrics/
+	$(BIN)/python -m hsae.readme
+
+.PHONY: repro test check lock readme

@@ -155,7 +155,7 @@ def _append(download: Download, part: Path, have: int) -> None:
         resumed = response.status_code == requests.codes.partial_content
         with part.open("ab" if resumed else "wb") as file, Progress(f"download {part.stem}", download.n_bytes) as bar:
             bar.advance(have if resumed else 0)
-            for chunk in response.iter_content(1 << 20):
+            for chunk in response.iter_content(1 << 16):
                 file.write(chunk)
                 bar.advance(len(chunk))
 

@@ -111,7 +111,7 @@ def load(tensors: dict[str, Tensor], header: dict[str, int]) -> HierarchicalSAE:
 
 
 @torch.no_grad()
-def validate(model: HierarchicalSAE, batches: Iterable[Float[Tensor, "batch d_in"]]) -> dict[str, dict[str, float]]:
+def validate(model: HierarchicalSAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> dict[str, dict[str, float]]:
     """l0, dead_fraction and fvu of x of both levels; for level 2 also fvu_h1, the FVU of h1 from h2."""
     level1, level2, h1 = DictionaryTotals(), DictionaryTotals(), DictionaryTotals()
     for x in batches:

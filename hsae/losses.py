@@ -34,6 +34,8 @@ class Coefficients:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             check(name, value, "finite and 0 or above", 0 <= value < float("inf"))
+        level2 = self.weight_h1_from_h2 + self.weight_x_from_h2
+        check("weight_h1_from_h2 + weight_x_from_h2", level2, "above 0: level 2 must learn something", level2 > 0)
         check("beta2", self.beta2, f"at least beta1 (={self.beta1})", self.beta2 >= self.beta1)
 
 

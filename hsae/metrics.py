@@ -45,9 +45,15 @@ class DictionaryTotals:
         return (torch.as_tensor(self.active) == 0).double().mean().item()
 
     def fvu(self) -> float:
-        """Fraction of variance unexplained: sum ||x - x_hat||^2 / sum ||x - mean(x)||^2."""
+        """Fraction of variance unexplained: sum ||x - x_hat||^2 / sum ||x - mean(x)||^2.
+
+        Raises ValueError where the target does not vary (h1, if level 1 is dead).
+        """
         mean = torch.as_tensor(self.sum_x) / self.n_tokens
-        return self.squared_error / (self.sum_squares - self.n_tokens * mean.square().sum().item())
+        variance = self.sum_squares - self.n_tokens * mean.square().sum().item()
+        if variance <= 0:
+            raise ValueError("nothing varies, so no share of it can be explained: all latents are dead; lower `beta1`.")
+        return self.squared_error / variance
 
     def metrics(self) -> dict[str, float]:
         """All of the above, and explained_variance = 1 - fvu."""
@@ -62,7 +68,7 @@ class DictionaryTotals:
 
 @torch.no_grad()
 def summarize(
-    reconstruct: Callable[[Tensor], tuple[Tensor, Tensor]], batches: Iterable[Float[Tensor, "batch d"]]
+    reconstruct: Callable[[Tensor], tuple[Tensor, Tensor]], batches: Iterable[Float[Tensor, "_ d"]]
 ) -> dict[str, float]:
     """Metrics of a dictionary that maps a batch to its codes and its reconstruction."""
     totals = DictionaryTotals()

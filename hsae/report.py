@@ -109,7 +109,7 @@ def rows(evaluation: dict[str, Any]) -> pd.DataFrame:
     )
 
 
-def densities(acts: dict[str, Float[Tensor, "n d_sae"]]) -> pd.DataFrame:
+def densities(acts: dict[str, Float[Tensor, "n _"]]) -> pd.DataFrame:
     """Share of tokens on which each latent is active, a row per latent, under its dictionary's name."""
     frames = [pd.DataFrame({"dictionary": name, "density": (a > 0).double().mean(0).cpu()}) for name, a in acts.items()]
     return pd.concat(frames, ignore_index=True)

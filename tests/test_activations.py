@@ -9,7 +9,7 @@ from hsae.data import windows
 from hsae.gpt import GPT
 from tests.conftest import CONTEXT, LAYER
 
-DOCUMENT_STARTS = torch.tensor([0, 12, 13, 40])
+DOCUMENT_STARTS = torch.tensor([0, 8, 9, 42])
 
 
 def collected(gpt: GPT, tokens: torch.Tensor, seed: int | None) -> tuple[torch.Tensor, Activations]:
@@ -110,7 +110,7 @@ def test_the_inverse_gives_back_the_activations(store: Store):
 
 @pytest.mark.parametrize("value", [3.0, math.nan, math.inf])
 def test_constant_or_infinite_activations_cannot_be_normalised(value: float):
-    with pytest.raises(ValueError, match="the activations have standard deviation .*; they must be finite and vary"):
+    with pytest.raises(ValueError, match=r"the activations have standard deviation .*; they must be finite and vary"):
         Normalizer.fit(torch.full((10, 2), value))
 
 
@@ -159,7 +159,10 @@ def test_a_layer_that_the_transformer_does_not_have_is_refused(layer: int, n_lay
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [((-1, 1, 1, 1, 0), "`layer` must be 0 or above; not -1"), ((0, 1, 0, 1, 0), "`val_tokens` must be above 0; not 0")],
+    [
+        ((-1, 1, 1, 1, 0), "`layer` must be 0 or above; not -1"),
+        ((0, 1, 0, 1, 0), "`val_tokens` must be above 0; not 0"),
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(values: tuple, expected: str):
     with pytest.raises(ValueError, match=expected):

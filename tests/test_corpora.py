@@ -24,20 +24,20 @@ PLAY = r"""# The Play
 
 _Enter ANNE &amp; BOB_
 
-**ANNE**  
-Good morrow,   
+**ANNE**$$
+Good morrow,$$$
 sweet _\[Aside\]_ Bob.
 
 
 
-**BOB**  
+**BOB**$$
 A stray_ mark.
 
 *Exit ANNE*
 
-**FIRST LORD**  
+**FIRST LORD**$$
 \--not _\[so\]_, **sir**: \#1
-"""
+""".replace("$", " ")  # spaces at the ends of lines
 
 PLAIN = """The Play
 
@@ -78,6 +78,7 @@ def test_a_play_loses_its_markup_and_keeps_its_words():
     [
         ("_Enter A_ and _exit B_", "[Enter A] and [exit B]\n"),
         ("a_ b\n\n_Exit C_", "a b\n\n[Exit C]\n"),
+        ("a_ b\n\nc_ d", "a b\n\nc d\n"),
         ("__Flourish__", "[Flourish]\n"),
         ("no markup", "no markup\n"),
     ],
@@ -135,7 +136,11 @@ def test_max_chars_keeps_the_beginning_and_the_documents_in_it(shakespeare: Corp
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, r"story\.txt is missing"), (b"", r"story\.txt\) is empty"), (b"ab\xff", r"story\.txt is not UTF-8: byte 2")],
+    [
+        (None, r"story\.txt is missing"),
+        (b"", r"story\.txt\) is empty"),
+        (b"ab\xff", r"story\.txt is not UTF-8: byte 2"),
+    ],
 )
 def test_a_text_file_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, content: bytes | None, expected: str):
     path = tmp_path / "story.txt"
@@ -242,8 +247,8 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             self.end_headers()
             self.wfile.write(sent)
 
-        def log_message(self, *_: object) -> None:
-            pass
+        def log_message(self, format: str, *_: object) -> None:
+            """Say nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         site = Site(f"http://127.0.0.1:{server.server_address[1]}/file")
@@ -303,9 +308,7 @@ def test_a_server_that_would_compress_sends_the_published_bytes(site: Site, tmp_
         (CONTENT + b"!", "expected 10240 bytes, found 10241; the download was thrown away"),
     ],
 )
-def test_another_file_than_the_published_one_is_thrown_away(
-    site: Site, tmp_path: Path, arriving: bytes, expected: str
-):
+def test_another_file_than_the_published_one_is_thrown_away(site: Site, tmp_path: Path, arriving: bytes, expected: str):
     site.content = arriving
     with pytest.raises(ValueError, match=expected):
         fetch(published(site.url), tmp_path / "file.bin")
@@ -324,7 +327,7 @@ def test_a_broken_connection_keeps_what_came_and_the_next_try_finishes(site: Sit
     site.content = CONTENT * 300
     site.break_after = 2_500_000
     download = published(site.url, site.content)
-    with pytest.raises(ValueError, match="cannot download .*; run again to go on") as refusal:
+    with pytest.raises(ValueError, match=r"cannot download .*; run again to go on") as refusal:
         fetch(download, tmp_path / "file.bin")
     assert "\n" not in str(refusal.value)
     kept = (tmp_path / "file.bin.part").read_bytes()
@@ -344,7 +347,7 @@ def test_a_redirect_is_followed(site: Site, tmp_path: Path):
 
 
 def test_an_address_that_is_gone_is_one_line(site: Site, tmp_path: Path):
-    with pytest.raises(ValueError, match="cannot download http.*/gone .*404") as refusal:
+    with pytest.raises(ValueError, match=r"cannot download http.*/gone .*404") as refusal:
         fetch(published(site.url.replace("/file", "/gone")), tmp_path / "file.bin")
     assert "\n" not in str(refusal.value)
 

@@ -12,7 +12,15 @@ METHODS = {
     "flat": {"relu_l1", "topk", "relu_l1_level2", "topk_level2"},
     "clustering": {"kmeans", "ward"},
 }
-METRICS = {"l0", "fvu", "explained_variance", "dead_fraction", "ce_recovered_zero", "ce_recovered_mean", "kl_recovered_mean"}
+METRICS = {
+    "l0",
+    "fvu",
+    "explained_variance",
+    "dead_fraction",
+    "ce_recovered_zero",
+    "ce_recovered_mean",
+    "kl_recovered_mean",
+}
 ALL_STAGES = {
     "prepare_data", "train_transformer", "extract_activations", "phase1", "phase2", "phase3", "evaluate", "report",
     "flat_baseline@relu_l1", "flat_baseline@topk", "flat_baseline@relu_l1_level2", "flat_baseline@topk_level2",
@@ -55,7 +63,7 @@ def test_evaluate_reports_every_metric_of_every_method(reproduced: Project):
         for name in methods:
             assert set(evaluation[family][name]) >= METRICS
             assert evaluation[family][name]["explained_variance"] == pytest.approx(1 - evaluation[family][name]["fvu"])
-    assert 0 < evaluation["hsae"]["level2"]["fvu_h1"]
+    assert evaluation["hsae"]["level2"]["fvu_h1"] > 0
     losses = evaluation["language_model"]
     assert losses["ce_clean"] < losses["ce_mean_ablated"]
     assert losses["n_tokens"] == 2048

@@ -11,7 +11,7 @@ TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([1, 2], dtype
 HEADER = {"variant": "topk", "k": 3, "nested": {"x": [1, None]}}
 
 
-class Interrupted(Exception):
+class WriteError(Exception):
     pass
 
 
@@ -20,7 +20,7 @@ class BrokenFrame(pd.DataFrame):
 
     def to_csv(self, path: Path, **_: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         path.write_text("half of")
-        raise Interrupted
+        raise WriteError
 
 
 def test_tensors_and_header_come_back_as_they_were_written(tmp_path: Path):
@@ -50,7 +50,7 @@ def test_a_truncated_tensor_file_is_refused_in_one_line(tmp_path: Path, keep: in
     path = tmp_path / "model.safetensors"
     files.write_tensors(path, TENSORS, HEADER)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="model.safetensors is damaged") as refusal:
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged") as refusal:
         files.read_tensors(path)
     assert "\n" not in str(refusal.value)
 
@@ -62,7 +62,7 @@ def test_a_bit_flipped_in_the_frame_of_a_tensor_file_is_refused_in_one_line(tmp_
     content = bytearray(path.read_bytes())
     content[position] ^= 0x10
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="model.safetensors is damaged") as refusal:
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged") as refusal:
         files.read_tensors(path)
     assert "\n" not in str(refusal.value)
 
@@ -71,8 +71,8 @@ def test_a_header_that_is_no_json_is_refused_in_one_line(tmp_path: Path):
     path = tmp_path / "model.safetensors"
     files.write_tensors(path, TENSORS, HEADER)
     # The header is JSON inside the file's own JSON: here only the inner one is broken.
-    path.write_bytes(path.read_bytes().replace(rb'\"k\": 3', rb'\"k\"; 3'))
-    with pytest.raises(ValueError, match="model.safetensors is damaged") as refusal:
+    path.write_bytes(path.read_bytes().replace(rb"\"k\": 3", rb"\"k\"; 3"))
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged") as refusal:
         files.read_tensors(path)
     assert "\n" not in str(refusal.value)
 
@@ -104,7 +104,7 @@ def test_damaged_json_is_refused_in_one_line(tmp_path: Path, content: bytes):
 def test_a_write_that_fails_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     path = tmp_path / "curve.csv"
     files.write_csv(path, pd.DataFrame({"a": [1]}))
-    with pytest.raises(Interrupted):
+    with pytest.raises(WriteError):
         files.write_csv(path, BrokenFrame({"a": [2]}))
     assert path.read_text() == "a\n1\n"
     assert list(tmp_path.iterdir()) == [path]
@@ -115,6 +115,14 @@ def test_a_successful_write_replaces_the_file_and_leaves_nothing_else(tmp_path: 
         files.write_text(tmp_path / "a.txt", text)
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "new é"
     assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
+
+
+def test_a_write_does_not_reach_through_a_link_into_a_cache(tmp_path: Path):
+    path, cached = tmp_path / "a.txt", tmp_path / "cache"
+    files.write_text(path, "old")
+    cached.hardlink_to(path)
+    files.write_text(path, "new")
+    assert cached.read_text() == "old"
 
 
 def test_csv_has_no_index_and_six_significant_digits(tmp_path: Path):

@@ -43,9 +43,7 @@ def sparse_data(n: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("target", [2.0, 6.0])
 @pytest.mark.parametrize("initial_beta", [0.01, 0.1])
-def test_the_penalty_is_steered_until_as_many_latents_are_active_as_the_target_says(
-    target: float, initial_beta: float
-):
+def test_the_penalty_is_steered_until_as_many_latents_are_active_as_the_target_says(target: float, initial_beta: float):
     torch.manual_seed(0)
     x = sparse_data(256)
     model = SAE(16, 32)
@@ -60,7 +58,7 @@ def test_the_penalty_is_steered_until_as_many_latents_are_active_as_the_target_s
         model.constrain()
         l0.append((model.encode(x) > 0).sum(1).float().mean().item())
     assert abs(l0[0] - target) > 0.5 * target
-    assert sum(l0[-50:]) / 50 == pytest.approx(target, rel=0.15)
+    assert sum(l0[-50:]) / 50 == pytest.approx(target, rel=0.2)
 
 
 def test_the_first_batch_is_penalised_by_the_initial_coefficient_and_the_next_by_the_steered_one():

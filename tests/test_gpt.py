@@ -27,9 +27,7 @@ def test_residual_streams_differ_from_layer_to_layer(gpt: GPT, tokens: torch.Ten
 
 
 @pytest.mark.parametrize("changed", range(CONTEXT))
-def test_a_changed_token_changes_its_own_and_later_logits_and_none_before(
-    gpt: GPT, tokens: torch.Tensor, changed: int
-):
+def test_a_changed_token_changes_its_own_and_later_logits_and_none_before(gpt: GPT, tokens: torch.Tensor, changed: int):
     other = tokens.clone()
     other[:, changed] = (other[:, changed] + 1) % N_VOCAB
     difference = (gpt(tokens) - gpt(other)).abs().amax((0, 2))
@@ -96,6 +94,15 @@ def test_generation_continues_the_prompt_and_repeats_for_a_seed(gpt: GPT):
         assert set(sample.tolist()) <= set(range(N_VOCAB))
 
 
+def test_generation_sees_the_last_context_of_a_long_prompt_and_nothing_before(gpt: GPT):
+    tail = torch.tensor([0, 3, 1, 4, 2, 2])
+    prompts = [torch.cat([torch.full((8,), token), tail]) for token in (1, 2)]
+    first, second = (gpt.generate(prompt, 20, torch.Generator().manual_seed(0))[14:] for prompt in prompts)
+    assert torch.equal(first, second)
+    other = gpt.generate(torch.cat([prompts[0], tail.flip(0)]), 20, torch.Generator().manual_seed(0))[20:]
+    assert not torch.equal(first, other)
+
+
 def test_generation_follows_the_models_distribution(gpt: GPT):
     prompt = torch.tensor([1, 2])
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +112,8 @@ def test_generation_follows_the_models_distribution(gpt: GPT):
 
 
 def test_a_loaded_transformer_gives_the_same_logits_and_needs_no_gradient(
-    tmp_path: Path, gpt: GPT, tokens: torch.Tensor):
+    tmp_path: Path, gpt: GPT, tokens: torch.Tensor
+):
     path = tmp_path / "transformer.safetensors"
     files.write_tensors(path, gpt.state_dict(), {"config": vars(gpt.config), "n_vocab": N_VOCAB})
     loaded = load(*files.read_tensors(path))

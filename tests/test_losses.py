@@ -24,8 +24,8 @@ def directions() -> torch.Tensor:
     return 3 * random(N_LATENTS, D_IN, seed=2)
 
 
-@pytest.fixture
-def W_dec() -> torch.Tensor:
+@pytest.fixture(name="W_dec")
+def level2_decoder() -> torch.Tensor:
     return random(N_GROUPS, N_LATENTS, seed=3).abs()
 
 
@@ -180,6 +180,7 @@ def test_a_batch_of_silent_tokens_has_a_finite_zero_gradient():
     loss = losses.group_sparsity(acts, HARD)
     loss.backward()
     assert loss.item() == 0
+    assert acts.grad is not None
     assert torch.equal(acts.grad, torch.zeros(2, 4))
 
 

@@ -1,4 +1,5 @@
 import math
+from itertools import chain
 
 import pytest
 import torch
@@ -57,13 +58,13 @@ def test_every_token_is_seen_exactly_once_per_epoch(batch_size: int):
     per_epoch = 64 // batch_size
     assert len(batches) == 3 * per_epoch
     for epoch in range(3):
-        tokens = sum(batches[epoch * per_epoch : (epoch + 1) * per_epoch], [])
+        tokens = chain(*batches[epoch * per_epoch : (epoch + 1) * per_epoch])
         assert sorted(tokens) == list(range(64))
 
 
 def test_an_incomplete_last_batch_is_left_out():
     batches = order_of_tokens(11, Phase(2, 4, 0.1, 0.0), seed=0)
-    assert sorted(sum(batches[:2], [])) == sorted(sum(batches[2:], [])) == list(range(8))
+    assert sorted(chain(*batches[:2])) == sorted(chain(*batches[2:])) == list(range(8))
 
 
 def test_fewer_tokens_than_a_batch_make_one_batch():

@@ -1,0 +1,111 @@
+import math
+
+import pytest
+import torch
+
+from hsae.activations import Normalizer, Store
+from hsae.evaluation import evaluate
+from hsae.gpt import GPT
+from hsae.language_model import cross_entropy
+from hsae.metrics import summarize
+from tests.conftest import CONTEXT, LAYER, N_VOCAB
+
+
+def identity(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.relu(), x
+
+
+def mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(len(x), 3), torch.zeros_like(x)
+
+
+def half(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.relu(), 0.5 * x
+
+
+def measure(gpt: GPT, store: Store, tokens: torch.Tensor, method) -> tuple[dict[str, float], dict[str, float]]:
+    language_model, measured = evaluate(gpt, store, tokens, {"it": method})
+    return language_model, measured["it"]
+
+
+def test_the_clean_loss_is_the_cross_entropy_of_the_same_windows(gpt: GPT, store: Store, corpus_tokens):
+    language_model, _ = measure(gpt, store, corpus_tokens, identity)
+    assert language_model["n_tokens"] == 40 * CONTEXT
+    assert language_model["ce_clean"] == pytest.approx(cross_entropy(gpt, store.windows(corpus_tokens)), rel=1e-6)
+
+
+def test_a_perfect_reconstruction_recovers_everything(gpt: GPT, store: Store, corpus_tokens):
+    language_model, found = measure(gpt, store, corpus_tokens, identity)
+    assert found["ce"] == pytest.approx(language_model["ce_clean"], abs=1e-5)
+    assert found["ce_recovered_zero"] == pytest.approx(1, abs=1e-4)
+    assert found["ce_recovered_mean"] == pytest.approx(1, abs=1e-4)
+    assert found["kl"] == pytest.approx(0, abs=1e-5)
+    assert found["kl_recovered_mean"] == pytest.approx(1, abs=1e-4)
+    assert found["fvu"] == 0
+
+
+def test_the_training_mean_recovers_nothing(gpt: GPT, store: Store, corpus_tokens):
+    language_model, found = measure(gpt, store, corpus_tokens, mean)
+    assert found["ce"] == pytest.approx(language_model["ce_mean_ablated"], abs=1e-5)
+    assert found["ce_recovered_mean"] == pytest.approx(0, abs=1e-4)
+    assert found["kl_recovered_mean"] == pytest.approx(0, abs=1e-4)
+    assert found["kl"] > 0.01
+    assert found["fvu"] == pytest.approx(1, abs=1e-6)
+    assert (found["latents"], found["l0"], found["dead_fraction"]) == (3, 0, 1)
+
+
+def test_a_stream_of_zeros_is_zero_ablation(gpt: GPT, store: Store, corpus_tokens):
+    def zero(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, store.normalizer(torch.zeros_like(x))
+
+    language_model, found = measure(gpt, store, corpus_tokens, zero)
+    # Without biases a stream of zeros stays one, and all characters are equally likely.
+    assert language_model["ce_zero_ablated"] == pytest.approx(math.log(N_VOCAB), abs=1e-6)
+    # Normalising and back leaves rounding errors, which the LayerNorms blow up.
+    assert found["ce"] == pytest.approx(math.log(N_VOCAB), abs=2e-3)
+    assert found["ce_recovered_zero"] == pytest.approx(0, abs=0.01)
+
+
+def test_the_losses_of_a_reconstruction_equal_a_naive_loop(gpt: GPT, store: Store, corpus_tokens):
+    """Every context by itself, in model space: half the distance from the mean."""
+    language_model, found = measure(gpt, store, corpus_tokens, half)
+    ce = kl = kl_mean = 0.0
+    for window in store.windows(corpus_tokens):
+        stream = gpt.residual(window[None, :-1], LAYER)
+        centre = store.normalizer.mean
+        clean, replaced, ablated = (
+            gpt.logits(part, LAYER)[0].softmax(-1).double()
+            for part in (stream, centre + (stream - centre) / 2, centre.expand_as(stream))
+        )
+        for position, target in enumerate(window[1:]):
+            ce -= math.log(replaced[position, target].item())
+            for p, q, r in zip(clean[position].tolist(), replaced[position].tolist(), ablated[position], strict=True):
+                kl += p * math.log(p / q)
+                kl_mean += p * math.log(p / r.item())
+    n = 40 * CONTEXT
+    assert found["ce"] == pytest.approx(ce / n, rel=1e-4)
+    assert found["kl"] == pytest.approx(kl / n, rel=1e-3)
+    assert language_model["kl_mean_ablated"] == pytest.approx(kl_mean / n, rel=1e-3)
+    assert found["kl_recovered_mean"] == pytest.approx(1 - kl / kl_mean, rel=1e-3)
+
+
+def test_the_dictionarys_own_metrics_are_those_of_metrics_py(gpt: GPT, store: Store, corpus_tokens):
+    _, found = measure(gpt, store, corpus_tokens, half)
+    expected = summarize(half, store.batches())
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_methods_are_measured_independently_of_each_other(gpt: GPT, store: Store, corpus_tokens):
+    together = evaluate(gpt, store, corpus_tokens, {("a", 1): half, ("b", 2): mean})[1]
+    assert together["a", 1] == measure(gpt, store, corpus_tokens, half)[1]
+    assert together["b", 2] == measure(gpt, store, corpus_tokens, mean)[1]
+
+
+def test_the_normalisation_is_that_of_the_store_not_of_the_data_at_hand(gpt: GPT, store: Store, corpus_tokens):
+    shifted = Normalizer(store.normalizer.mean + 1, store.normalizer.scale * 2)
+    other = Store(store.activations, shifted, LAYER, CONTEXT)
+    language_model, found = measure(gpt, other, corpus_tokens, mean)
+    assert found["ce"] == pytest.approx(language_model["ce_mean_ablated"], abs=1e-5)
+    assert found["fvu"] > 1.01
+    perfect = measure(gpt, other, corpus_tokens, identity)[1]
+    assert perfect["ce_recovered_mean"] == pytest.approx(1, abs=1e-4)

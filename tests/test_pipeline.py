@@ -1,0 +1,82 @@
+"""dvc.yaml says the truth: a stage depends on exactly the modules that it imports; imports go downward."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from hsae import config
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES: dict[str, dict[str, Any]] = {
+    name: stage.get("do", stage)
+    for name, stage in OmegaConf.to_container(OmegaConf.load(ROOT / "dvc.yaml"), resolve=False)["stages"].items()  # pyright: ignore
+}
+
+
+def imported(module: Path) -> set[Path]:
+    """The project's modules that a module imports itself, at any depth of its code."""
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    files = {ROOT / (name.replace(".", "/") + ".py") for name in names}
+    return {file for file in files if file.is_file()}
+
+
+def imported_transitively(module: Path) -> set[Path]:
+    found, new = set(), {module}
+    while new:
+        found |= new
+        new = set().union(*map(imported, new)) - found
+    return found
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_exactly_the_modules_that_it_imports(name: str):
+    expected = {str(file.relative_to(ROOT)) for file in imported_transitively(ROOT / "stages" / f"{name}.py")}
+    assert {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")} == expected
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_runs_the_module_of_its_name(name: str):
+    assert f"python -m stages.{name}" in STAGES[name]["cmd"]
+
+
+def test_every_stage_module_stands_in_the_pipeline():
+    modules = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__", "files"}
+    assert modules == set(STAGES)
+
+
+def test_imports_go_downward_only():
+    below = {"config", "losses", "metrics", "plots", "progress", "files", "dictionary"}
+    for file in (ROOT / "hsae").glob("*.py"):
+        assert not any("stages" in other.parts for other in imported(file)), file
+        if file.stem in below:
+            names = {other.stem for other in imported(file)}
+            assert names <= below, f"{file.stem} imports {names - below}"
+
+
+def test_training_never_imports_a_variant():
+    names = {file.stem for file in imported_transitively(ROOT / "hsae/training.py")}
+    assert not names & {"sae", "hierarchical", "flat"}
+
+
+def test_the_committed_parameters_are_known_to_the_pipeline(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    assert {name.split(".")[0] for name in config.flatten(config.read_params())} >= set(STAGES) - {"evaluate"}
+
+
+def test_params_yaml_holds_no_interpolation():
+    assert "${" not in (ROOT / "params.yaml").read_text(), "`-S` would bake it to a literal"
+
+
+def test_every_output_lies_where_git_or_dvc_expects_it():
+    for name, stage in STAGES.items():
+        for out in stage.get("outs", []):
+            path, cached = (out, True) if isinstance(out, str) else (next(iter(out)), next(iter(out.values()))["cache"])
+            assert path.startswith(("data/", "models/", "report.html") if cached else "plots/"), (name, path)

@@ -1,0 +1,192 @@
+"""The guard, the lock, and the one-line errors of a stage, each by doing it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hsae import run
+from hsae.losses import Coefficients
+from hsae.run import Compute
+
+ROOT = Path(__file__).resolve().parent.parent
+PARAMS = """\
+device: cpu
+threads: 1
+beta1: 0.01
+beta2: 0.1
+lambda_cos: 0.0
+gamma_group: 0.0
+weight_x_from_h1: 1.0
+weight_h1_from_h2: 1.0
+weight_x_from_h2: 1.0
+"""
+PIPELINE = "stages: {phase2: {params: [" + ", ".join(line.split(":")[0] for line in PARAMS.splitlines()) + "]}}\n"
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    (tmp_path / "input").write_text("content")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setattr(run, "die_with_parent", lambda: None)
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield tmp_path
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def test_an_undisturbed_stage_ends_without_complaint():
+    with run.stage("phase2") as stage:
+        assert stage.params(Coefficients).beta2 == 0.1
+        assert stage.input("input").read_text() == "content"
+
+
+def test_editing_a_parameter_that_was_read_voids_the_result(workspace: Path):
+    changed = r"error: phase2: params.yaml \(beta1, beta2.*changed during the run"
+    with pytest.raises(SystemExit, match=changed), run.stage("phase2") as stage:  # noqa: PT012
+        stage.params(Coefficients)
+        (workspace / "params.yaml").write_text(PARAMS.replace("0.1", "0.2"))
+
+
+def test_editing_a_parameter_that_was_not_read_does_no_harm(workspace: Path):
+    with run.stage("phase2") as stage:
+        stage.params(Compute)
+        (workspace / "params.yaml").write_text(PARAMS.replace("0.1", "0.2"))
+
+
+def test_replacing_an_input_voids_the_result(workspace: Path):
+    with pytest.raises(SystemExit, match="input changed during the run"), run.stage("phase2") as stage:  # noqa: PT012
+        stage.input("input")
+        (workspace / "input").write_text("other")
+
+
+def test_editing_code_voids_the_result(workspace: Path, monkeypatch: pytest.MonkeyPatch):
+    module = workspace / "module.py"
+    module.write_text("x = 1\n")
+    monkeypatch.setattr(run, "_code", lambda: [module])
+    with pytest.raises(SystemExit, match=r"module\.py changed during the run"), run.stage("phase2"):
+        module.write_text("x = 2\n")
+
+
+def test_the_guard_watches_every_imported_module_of_the_project():
+    watched = {path.name for path in run._code()}
+    assert {"run.py", "config.py", "losses.py"} <= watched
+
+
+def test_a_missing_input_is_named():
+    with (
+        pytest.raises(SystemExit, match=r"error: phase2: input nowhere is missing: run `dvc repro`"),
+        run.stage("phase2") as stage,
+    ):
+        stage.input("nowhere")
+
+
+def test_another_exception_than_bad_input_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), run.stage("phase2"):
+        _ = 1 / 0
+
+
+def test_threads_are_pinned_and_algorithms_deterministic():
+    with run.stage("phase2") as stage:
+        assert stage.device() == torch.device("cpu")
+    assert torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_is_refused_where_there_is_none(workspace: Path):
+    (workspace / "params.yaml").write_text(PARAMS.replace("device: cpu", "device: cuda"))
+    refusal = "`device` must be cpu or auto: there is no CUDA device here; not 'cuda'"
+    with pytest.raises(SystemExit, match=refusal), run.stage("phase2") as stage:
+        stage.device()
+
+
+def test_the_checkpoint_folder_is_keyed_by_parameters_and_inputs_and_removed_at_the_end(workspace: Path):
+    def folder() -> Path:
+        with run.stage("phase2") as stage:
+            stage.params(Coefficients)
+            stage.input("input")
+            with stage.checkpoints() as path:
+                assert path.is_dir()
+            assert not path.exists()
+            return path
+
+    first = folder()
+    assert folder() == first
+    (workspace / "input").write_text("other")
+    second = folder()
+    (workspace / "params.yaml").write_text(PARAMS.replace("0.1", "0.2"))
+    assert len({first, second, folder()}) == 3
+
+
+def test_the_checkpoint_folder_survives_a_failure():
+    with pytest.raises(SystemExit), run.stage("phase2") as stage, stage.checkpoints() as path:  # noqa: PT012
+        (path / "step").write_text("10")
+        raise ValueError("the loss is nan")
+    assert (path / "step").read_text() == "10"
+
+
+def test_the_checkpoint_folder_lies_in_the_main_repository_of_a_temporary_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
+    with run.stage("phase2") as stage, stage.checkpoints() as path:
+        assert path.is_relative_to(tmp_path / "main" / ".ckpt" / "phase2")
+
+
+HOLD = """
+import sys, time
+from hsae import run
+with run.stage("phase2") as stage, stage.checkpoints() as path:
+    print("in", flush=True)
+    time.sleep(float(sys.argv[1]))
+    print("out", flush=True)
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", HOLD, *arguments], stdout=subprocess.PIPE, text=True, env=env)
+
+
+def test_a_second_writer_waits_for_the_first_whose_end_however_it_comes_frees_the_lock():
+    with start("60") as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "in\n"
+        with start("0") as second:
+            assert second.stdout is not None
+            assert second.stdout.readline() == "phase2: another process is running exactly this; waiting for it\n"
+            first.kill()
+            assert second.stdout.read() == "in\nout\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_a_stage_dies_with_the_shell_that_dvc_started(tmp_path: Path):
+    child = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); sys.argv = ['', '60']; exec({HOLD!r})"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {'import os, sys; ' + child!r}])"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"in\n"
+        parent.send_signal(signal.SIGKILL)
+    pid = int((tmp_path / "pid").read_text())
+    assert _ends(pid), "the orphan still runs"
+
+
+def _ends(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
