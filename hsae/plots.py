@@ -37,17 +37,13 @@ def training_curves(curves: pd.DataFrame) -> Figure:
 
 
 def frontier(results: pd.DataFrame, y: str, label: str) -> Figure:
-    """L0 against `y` for all dictionaries. Columns: method, family, latents, l0 and `y`."""
-    figure, axes = _axes(8, 5)
-    sns.scatterplot(results, x="l0", y=y, hue="family", style="family", s=130, ax=axes)
-    for row in results.to_dict("records"):
-        axes.annotate(
-            f"{row['method']} ({row['latents']})", (row["l0"], row[y]),
-            xytext=(7, -14), textcoords="offset points", fontsize=9,
-        )  # fmt: skip
-    axes.set(xscale="log", xlabel="L0: active latents per token", ylabel=label)
-    axes.set_title("Sparsity against loss recovered (latents in brackets; up and left is better)")
-    axes.margins(x=0.2, y=0.15)
+    """L0 against `y` for all dictionaries. Columns: method, latents, l0 and `y`."""
+    names = [f"{row['method']} ({row['latents']} latents)" for row in results.to_dict("records")]
+    figure, axes = _axes(7, 5)
+    sns.scatterplot(results.assign(dictionary=names), x="l0", y=y, hue="dictionary", style="dictionary", s=140, ax=axes)
+    axes.set(xscale="log", xlabel="L0: active latents per token (log scale)", ylabel=label)
+    axes.set_title("Sparsity against loss recovered: up and left is better")
+    sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), title=None)
     return figure
 
 

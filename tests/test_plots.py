@@ -53,13 +53,15 @@ def test_the_frontier_has_a_labelled_point_per_dictionary():
         }
     )
     figure = plots.frontier(results, "ce_recovered_mean", "loss recovered")
-    axes = axes_of(figure, "L0: active latents per token")
+    axes = axes_of(figure, "L0: active latents per token (log scale)")
     assert axes.get_ylabel() == "loss recovered"
     assert axes.get_xscale() == "log"
     points = np.concatenate([np.asarray(collection.get_offsets()) for collection in axes.collections])
     assert points.tolist() == [[20.0, 0.9], [10.0, 0.95], [1.0, 0.3]]
-    texts = {text.get_text() for text in axes.texts}
-    assert texts == {"HSAE level1 (64)", "flat SAE topk (64)", "clustering ward (16)"}
+    legend = axes.get_legend()
+    assert legend is not None
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["HSAE level1 (64 latents)", "flat SAE topk (64 latents)", "clustering ward (16 latents)"]
 
 
 def test_densities_count_the_living_latents_and_name_the_share_of_dead_ones():
