@@ -39,11 +39,17 @@ class HierarchicalSAE(nn.Module):
         self.level1 = level1
         self.level2 = SAE(level1.d_sae, d_sae2, nonnegative=True)
 
-    def forward(self, x: Float[Tensor, "batch d_in"]) -> HSAEOutput:
-        """Encode through both levels and reconstruct along all three paths."""
+    def forward(self, x: Float[Tensor, "batch d_in"], level1_grad_scale: float = 1.0) -> HSAEOutput:
+        """Encode through both levels and reconstruct along all three paths.
+
+        On the upper path the level-1 decoder is a constant. As it is shared, its rows would otherwise follow the dense
+        gradients of h1_hat, and a rarely active latent, whose own gradients are few, would lose its direction and die.
+        `level1_grad_scale` multiplies the gradient, not the value, of h1 as the input of level 2.
+        """
         h1, x_hat_from_h1 = self.level1(x)
-        h2, h1_hat = self.level2(h1)
-        return HSAEOutput(h1, h2, h1_hat, x_hat_from_h1, self.level1.decode(h1_hat))
+        h2, h1_hat = self.level2(scale_gradient(h1, level1_grad_scale))
+        x_hat_from_h2 = torch.addmm(self.level1.b_dec.detach(), h1_hat, self.level1.W_dec.detach())
+        return HSAEOutput(h1, h2, h1_hat, x_hat_from_h1, x_hat_from_h2)
 
     def reconstruct_from_h1(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
         """Level 1 as a dictionary of its own: h1, and x from h1."""
@@ -76,6 +82,11 @@ class HierarchicalSAE(nn.Module):
         self.level2.init_from_data(self.level1.encode(x))
 
 
+def scale_gradient(x: Float[Tensor, "*shape"], scale: float) -> Float[Tensor, "*shape"]:
+    """`x` itself, whose gradient is multiplied by `scale` on the way back."""
+    return x.detach() + scale * (x - x.detach()) if scale != 1 else x
+
+
 def level1_objective(level1: SAE, x: Float[Tensor, "batch d_in"], c: Coefficients) -> dict[str, Tensor]:
     """The terms that concern level 1 alone: what phase 1 minimises."""
     h1, x_hat = level1(x)
@@ -85,10 +96,11 @@ def level1_objective(level1: SAE, x: Float[Tensor, "batch d_in"], c: Coefficient
 def objective(model: HierarchicalSAE, x: Float[Tensor, "batch d_in"], c: Coefficients) -> dict[str, Tensor]:
     """Weighted terms of the whole objective (see losses.py); their sum is what phases 2 and 3 minimise.
 
-    The target of h1-from-h2 is detached: otherwise h1 is dragged toward the little that h2 can express. Level 1 still
-    learns from level 2 through the input of the level-2 encoder and through the shared level-1 decoder.
+    The target of h1-from-h2 is detached: otherwise h1 is dragged toward the little that h2 can express. Level 1 learns
+    from level 2 through its encoder, by the input of the level-2 encoder; its decoder serves its own reconstruction
+    alone, so cosine grouping chooses who belongs together and does not bend directions to agree.
     """
-    out = model(x)
+    out = model(x, c.level1_grad_scale)
     assignment = losses.soft_assignment(model.level2.W_dec)
     terms = {
         "x_from_h1": (c.weight_x_from_h1, lambda: losses.mse(out.x_hat_from_h1, x)),
@@ -96,7 +108,7 @@ def objective(model: HierarchicalSAE, x: Float[Tensor, "batch d_in"], c: Coeffic
         "x_from_h2": (c.weight_x_from_h2, lambda: losses.mse(out.x_hat_from_h2, x)),
         "l1_h1": (c.beta1, lambda: losses.l1(out.h1)),
         "l1_h2": (c.beta2, lambda: losses.l1(out.h2)),
-        "cosine_grouping": (c.lambda_cos, lambda: losses.cosine_grouping(model.level1.W_dec, assignment)),
+        "cosine_grouping": (c.lambda_cos, lambda: losses.cosine_grouping(model.level1.W_dec.detach(), assignment)),
         "group_sparsity": (c.gamma_group, lambda: losses.group_sparsity(out.h1, assignment)),
     }
     # A removed term costs nothing, and stays in the curves as zero so that runs have the same columns.

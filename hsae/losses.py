@@ -21,7 +21,10 @@ from hsae.config import check
 
 @dataclass
 class Coefficients:
-    """Top-level keys of params.yaml that weigh the terms of the objective; 0 removes a term."""
+    """Top-level keys of params.yaml that weigh the terms of the objective; 0 removes a term.
+
+    `level1_grad_scale` is the share of the level-2 terms' gradient that reaches the level-1 encoder in phase 3.
+    """
 
     beta1: float
     beta2: float
@@ -30,12 +33,12 @@ class Coefficients:
     weight_x_from_h1: float
     weight_h1_from_h2: float
     weight_x_from_h2: float
+    level1_grad_scale: float
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             check(name, value, "finite and 0 or above", 0 <= value < float("inf"))
-        level2 = self.weight_h1_from_h2 + self.weight_x_from_h2
-        check("weight_h1_from_h2 + weight_x_from_h2", level2, "above 0: level 2 must learn something", level2 > 0)
+        check("level1_grad_scale", self.level1_grad_scale, "at most 1", self.level1_grad_scale <= 1)
         check("beta2", self.beta2, f"at least beta1 (={self.beta1})", self.beta2 >= self.beta1)
 
 

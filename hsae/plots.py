@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
@@ -73,7 +74,7 @@ def decoder_heatmap(W_dec: np.ndarray) -> Figure:
     children = np.lexsort((-shares.max(0), rank[strongest]))
     figure, axes = _axes(11, 5.5)
     sns.heatmap(
-        shares[parents][:, children], ax=axes, cmap="mako", vmin=0, vmax=1, rasterized=True,
+        shares[parents][:, children], ax=axes, cmap="mako", norm=PowerNorm(0.4, 0, 1), rasterized=True,
         xticklabels=False, yticklabels=False, cbar_kws={"label": "share of the child's incoming weight"},
     )  # fmt: skip
     axes.set(xlabel=f"{W_dec.shape[1]} level-1 latents, sorted by strongest parent")

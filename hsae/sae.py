@@ -66,13 +66,17 @@ class SAE(nn.Module):
     def init_from_data(self, x: Float[Tensor, "n d_in"]) -> None:
         """Decoder bias = mean of `x`; decoder rows = its first `d_sae` rows, centred. Random rows failed at level 2.
 
-        Raises ValueError if `x` has fewer than `d_sae` rows.
+        The encoder is the decoder's transpose times the one factor that makes the reconstruction of `x` best: latents
+        overlap, and without it their sum overshoots so far that the first steps kill half of them. Raises ValueError if
+        `x` has fewer than `d_sae` rows.
         """
         if len(x) < self.d_sae:
             raise ValueError(f"initialising {self.d_sae} latents from data needs as many tokens; there are {len(x)}.")
         self.b_dec.copy_(x.mean(0))
         self.W_dec.copy_(x[: self.d_sae] - self.b_dec)
         self.tie()
+        overshoot = self(x).x_hat - self.b_dec
+        self.W_enc.mul_((overshoot * (x - self.b_dec)).sum() / overshoot.square().sum())
 
     @torch.no_grad()
     def constrain(self) -> None:

@@ -82,6 +82,10 @@ def fit(
             loss = torch.stack(list(terms.values())).sum()
             if not loss.isfinite():
                 raise ValueError(f"{label}: the loss is {loss.item()} at step {step + 1}; lower `{label}.lr`.")
+            if not loss.requires_grad:
+                raise ValueError(
+                    f"{label}: nothing to learn: the terms that reach the trained level all have weight 0."
+                )
             optimizer.zero_grad()
             loss.backward()
             model.project_gradient()

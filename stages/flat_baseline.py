@@ -24,11 +24,11 @@ def main(name: str, variant: str, level: int) -> None:
         dictionary = stage.params(DictionaryConfig)
         # Level 1 trains in phases 1 and 3, level 2 in phases 2 and 3.
         epochs = sum(stage.params(Phase, section).epochs for section in (f"phase{level}", "phase3"))
-        matched = read_json(stage.input(f"metrics/phase{1 if level == 1 else 3}.json"))[f"level{level}"]["l0"]
+        l0 = read_json(stage.input(f"models/l0/level{level}.json"))["l0"]
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
         torch.manual_seed(dictionary.seed)
-        model = flat.build(variant, train.d_in, dictionary.widths(train.d_in)[level - 1], matched).to(device)
-        objective = flat.objective(model, matched, config.initial_beta)
+        model = flat.build(variant, train.d_in, dictionary.widths(train.d_in)[level - 1], l0).to(device)
+        objective = flat.objective(model, l0, config.initial_beta)
         with stage.checkpoints():
             curve = fit(stage.name, model, train, objective, config.phase(epochs), dictionary.seed)
         write_trained(stage.name, model, model.header(), curve, summarize(model, val.batches()))

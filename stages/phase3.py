@@ -1,8 +1,10 @@
 """The whole HSAE, fine-tuned: level 1 now learns from level 2 as well."""
 
+from pathlib import Path
+
 from hsae import hierarchical, run
 from hsae.dictionary import DictionaryConfig
-from hsae.files import read_tensors
+from hsae.files import read_tensors, write_json
 from hsae.hierarchical import objective, validate
 from hsae.losses import Coefficients
 from hsae.training import Phase, fit
@@ -20,7 +22,11 @@ def main() -> None:
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
         with stage.checkpoints():
             curve = fit("phase3", model, train, lambda x: objective(model, x, c), phase, seed)
-        write_trained("phase3", model, model.header(), curve, validate(model, val.batches()))
+        metrics = validate(model, val.batches())
+        write_trained("phase3", model, model.header(), curve, metrics)
+        for level, values in metrics.items():
+            # In whole latents, so that the flat rivals train again only when the HSAE's sparsity really changes.
+            write_json(Path(f"models/l0/{level}.json"), {"l0": max(round(values["l0"]), 1)})
 
 
 if __name__ == "__main__":

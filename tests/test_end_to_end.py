@@ -1,7 +1,9 @@
 """The real pipeline, run by dvc on a copy of the project with tiny parameters."""
 
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,29 +95,73 @@ def test_a_queued_sweep_runs_every_value(project: Project):
     assert status.count("Success") == 2, status
 
 
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line with which a run was refused."""
+    output = result.stdout + result.stderr
+    lines = [line for line in output.splitlines() if line.startswith("error:")]
+    assert result.returncode != 0, output
+    assert "Traceback" not in output
+    assert len(lines) == 1, output
+    return lines[0]
+
+
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("stage", "values", "message"),
     [
-        ("+betta2=1", "unknown key `betta2`; allowed: beta1, beta2"),
-        ("beta2=abc", "`beta2`: Value 'abc' of type 'str' could not be converted to Float"),
-        ("beta2=0.001", "`beta2` must be at least beta1 (=0.01); not 0.001"),
-        ("extract_activations.layer=2", "`extract_activations.layer` must be in 0..1 (the blocks); not 2"),
-        ("expansion1=-8", "`expansion1` must be above 0 and finite; not -8.0"),
-        ("phase1.epochs=0", "`epochs` must be above 0; not 0"),
-        ("prepare_data.corpus=bible", "allowed"),
-        ("prepare_data.max_chars=100", "shorter than one context"),
+        ("phase2", {"betta2": 1}, "unknown key `betta2`; allowed: beta1, beta2"),
+        ("phase2", {"beta2": "abc"}, "`beta2`: Value 'abc' of type 'str' could not be converted to Float"),
+        ("phase1", {"beta2": 0.001}, "`beta2` must be at least beta1 (=0.01); not 0.001"),
+        ("extract_activations", {"extract_activations": {"layer": 2}}, "`extract_activations.layer` must be in 0..1"),
+        ("phase1", {"expansion1": -8}, "`expansion1` must be above 0 and finite; not -8.0"),
+        ("phase1", {"phase1": {"epochs": 0}}, "`epochs` must be above 0; not 0"),
+        ("phase1", {"phase1": {"epoch": 1}}, "unknown key `phase1.epoch`; allowed: epochs, batch_size"),
+        ("prepare_data", {"prepare_data": {"corpus": "bible"}}, "shakespeare, shakespeare_char, enwik8"),
+        ("prepare_data", {"prepare_data": {"corpus": "text_file"}}, "`path` must be the file to read"),
+        ("prepare_data", {"prepare_data": {"corpus": "text_file", "path": "nowhere.txt"}}, "nowhere.txt is missing"),
+        (
+            "prepare_data",
+            {"prepare_data": {"corpus": "shakespeare_char", "path": "README.md"}},
+            "expected 1115394 bytes",
+        ),
+        ("train_transformer", {"train_transformer": {"context": 9000}}, "shorter than one context of 9000"),
     ],
 )
-def test_a_bad_parameter_ends_the_run_with_one_line(project: Project, override: str, message: str):
-    before = project.digests("metrics", "models", "plots")
-    result = project.try_run("dvc", "exp", "run", "-S", override)
-    errors = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("error:")]
-    assert result.returncode != 0
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert "Traceback" not in result.stdout + result.stderr
-    after = project.digests("metrics", "models", "plots")
-    assert all(after[name] == content for name, content in before.items() if name in after), "nothing is half-written"
+def test_bad_parameters_are_refused_in_one_line_and_leave_all_files_alone(
+    project: Project, stage: str, values: dict[str, Any], message: str
+):
+    project.set_params(values)
+    before = project.digests("metrics", "models", "plots", "data")
+    assert message in refused(project.stage(stage))
+    assert project.digests("metrics", "models", "plots", "data") == before
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b"caf\xe9 " * 5000, "is not UTF-8")])
+def test_a_bad_text_file_is_refused_by_name(project: Project, content: bytes, message: str):
+    (project.path / "my.txt").write_bytes(content)
+    project.set_params({"prepare_data": {"corpus": "text_file", "path": "my.txt"}})
+    line = refused(project.stage("prepare_data"))
+    assert "my.txt" in line
+    assert message in line
+
+
+def test_a_truncated_activation_store_is_refused_by_name(project: Project):
+    store = project.path / "data/activations/train.safetensors"
+    content = store.read_bytes()
+    store.unlink()  # the file is a link into DVC's cache
+    store.write_bytes(content[:-1000])
+    assert "data/activations/train.safetensors is damaged" in refused(project.stage("phase1"))
+
+
+def test_dvc_reports_a_refused_stage_and_records_nothing(project: Project):
+    lock = (project.path / "dvc.lock").read_text()
+    result = project.try_run("dvc", "exp", "run", "-S", "beta2=0.001")
+    assert "`beta2` must be at least beta1" in refused(result)
+    assert "failed to reproduce 'phase2'" in result.stderr
+    assert (project.path / "dvc.lock").read_text() == lock
+    # What README says of getting back.
+    project.run("git", "restore", "params.yaml", "dvc.lock", "metrics", "plots")
+    project.run("dvc", "checkout")
+    assert stages_run(project.run("dvc", "repro")) == set()
 
 
 def test_a_misspelt_override_is_refused_by_name(project: Project):

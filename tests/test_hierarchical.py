@@ -16,8 +16,9 @@ D_IN, D_SAE1, D_SAE2 = 6, 12, 5
 ALL = Coefficients(
     beta1=0.01, beta2=0.1, lambda_cos=0.2, gamma_group=0.05,
     weight_x_from_h1=1.5, weight_h1_from_h2=0.7, weight_x_from_h2=0.4,
+    level1_grad_scale=1.0,
 )  # fmt: skip
-NONE = Coefficients(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NONE = Coefficients(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, level1_grad_scale=1.0)
 
 COEFFICIENT = {
     "x_from_h1": "weight_x_from_h1", "h1_from_h2": "weight_h1_from_h2", "x_from_h2": "weight_x_from_h2",
@@ -105,7 +106,8 @@ def test_level_2_starts_from_the_level_1_activations_of_the_first_tokens(x: torc
     for row, activations in zip(model.level2.W_dec.data, h1, strict=False):
         positive = (activations - h1.mean(0)).clamp(min=0)
         torch.testing.assert_close(row, positive / positive.norm())
-    assert torch.equal(model.level2.W_enc, model.level2.W_dec.T)
+    encoder, decoder = model.level2.W_enc, model.level2.W_dec.T
+    torch.testing.assert_close(encoder / encoder.norm(), decoder / decoder.norm())
     for name, tensor in model.level1.state_dict().items():
         assert torch.equal(tensor, level1[name])
 
@@ -259,3 +261,29 @@ def test_validation_by_hand(model: HierarchicalSAE, x: torch.Tensor):
         assert found[level]["l0"] == pytest.approx((h > 0).sum().item() / len(x))
         assert found[level]["dead_fraction"] == pytest.approx((~(h > 0).any(0)).double().mean().item())
         assert found[level]["explained_variance"] == pytest.approx(1 - found[level]["fvu"])
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0])
+def test_the_level_2_terms_reach_the_level_1_encoder_scaled(scale: float):
+    def gradient(factor: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = HierarchicalSAE(SAE(D_IN, D_SAE1), D_SAE2)
+        x = torch.randn(64, D_IN)
+        model.init_level2(x)
+        c = replace(NONE, weight_x_from_h2=1.0, weight_h1_from_h2=1.0, beta2=0.1, level1_grad_scale=factor)
+        torch.stack(list(objective(model, x, c).values())).sum().backward()
+        assert model.level1.W_enc.grad is not None
+        return model.level1.W_enc.grad
+
+    torch.testing.assert_close(gradient(scale), scale * gradient(1.0))
+    assert gradient(1.0).abs().sum() > 0
+
+
+def test_the_level_1_decoder_learns_from_its_own_reconstruction_alone():
+    torch.manual_seed(0)
+    model = HierarchicalSAE(SAE(D_IN, D_SAE1), D_SAE2)
+    x = torch.randn(64, D_IN)
+    c = replace(ALL, weight_x_from_h1=0.0)
+    torch.stack(list(objective(model, x, c).values())).sum().backward()
+    gradient = model.level1.W_dec.grad
+    assert gradient is None or not gradient.any()

@@ -189,6 +189,7 @@ def test_a_batch_of_silent_tokens_has_a_finite_zero_gradient():
 GOOD = {
     "beta1": 0.01, "beta2": 0.1, "lambda_cos": 0.0, "gamma_group": 0.5,
     "weight_x_from_h1": 1.0, "weight_h1_from_h2": 1.0, "weight_x_from_h2": 1.0,
+    "level1_grad_scale": 0.1,
 }  # fmt: skip
 
 

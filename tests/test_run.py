@@ -26,6 +26,7 @@ gamma_group: 0.0
 weight_x_from_h1: 1.0
 weight_h1_from_h2: 1.0
 weight_x_from_h2: 1.0
+level1_grad_scale: 0.1
 """
 PIPELINE = "stages: {phase2: {params: [" + ", ".join(line.split(":")[0] for line in PARAMS.splitlines()) + "]}}\n"
 

@@ -97,7 +97,20 @@ def test_initialisation_from_data_centres_its_first_rows_by_hand():
     model.init_from_data(torch.tensor([[4.0, 2.0], [1.0, 6.0], [1.0, -2.0]]))
     assert model.b_dec.tolist() == [2, 2]
     torch.testing.assert_close(model.W_dec, torch.tensor([[1.0, 0.0], [-1 / 17**0.5, 4 / 17**0.5]]))
-    assert torch.equal(model.W_enc, model.W_dec.T)
+    encoder, decoder = model.W_enc / model.W_enc.norm(), model.W_dec.T / model.W_dec.norm()
+    torch.testing.assert_close(encoder, decoder)
+
+
+def test_initialisation_from_data_scales_the_encoder_to_the_best_reconstruction(x: torch.Tensor):
+    model = SAE(D_IN, D_SAE)
+    model.init_from_data(x)
+    best = (model(x).x_hat - x).square().sum()
+    for factor in (0.9, 1.1):
+        other = SAE(D_IN, D_SAE)
+        other.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            other.W_enc.mul_(factor)
+        assert (other(x).x_hat - x).square().sum() > best
 
 
 def test_initialisation_from_fewer_tokens_than_latents_is_refused(x: torch.Tensor):
