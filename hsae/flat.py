@@ -9,25 +9,16 @@ from torch import Tensor
 from hsae import losses
 from hsae.config import check, check_positive
 from hsae.sae import SAE, VARIANTS, TopKSAE
-from hsae.training import Phase
 
 
 @dataclass
 class FlatConfig:
-    """Section `flat_baseline`; the epochs are those that the HSAE level trains for, over all its phases."""
+    """Section `flat_baseline`; all else is as in the phases that train the HSAE level compared with."""
 
-    batch_size: int
-    lr: float
-    decay_fraction: float
     initial_beta: float
 
     def __post_init__(self) -> None:
-        check_positive(self, ["batch_size", "lr", "initial_beta"])
-        check("decay_fraction", self.decay_fraction, "in [0, 1]", 0 <= self.decay_fraction <= 1)
-
-    def phase(self, epochs: int) -> Phase:
-        """The training phase of this many epochs."""
-        return Phase(epochs, self.batch_size, self.lr, self.decay_fraction)
+        check_positive(self, ["initial_beta"])
 
 
 def build(variant: str, d_in: int, d_sae: int, target_l0: float) -> SAE:

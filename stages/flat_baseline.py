@@ -4,6 +4,7 @@ Arguments: the name of the item in dvc.yaml, its variant, and the level (1 or 2)
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -23,14 +24,15 @@ def main(name: str, variant: str, level: int) -> None:
         config = stage.params(FlatConfig, "flat_baseline")
         dictionary = stage.params(DictionaryConfig)
         # Level 1 trains in phases 1 and 3, level 2 in phases 2 and 3.
-        epochs = sum(stage.params(Phase, section).epochs for section in (f"phase{level}", "phase3"))
+        phase, phase3 = stage.params(Phase, f"phase{level}"), stage.params(Phase, "phase3")
+        phase = replace(phase, epochs=phase.epochs + phase3.epochs)
         l0 = read_json(stage.input(f"models/l0/level{level}.json"))["l0"]
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
         torch.manual_seed(dictionary.seed)
         model = flat.build(variant, train.d_in, dictionary.widths(train.d_in)[level - 1], l0).to(device)
         objective = flat.objective(model, l0, config.initial_beta)
         with stage.checkpoints():
-            curve = fit(stage.name, model, train, objective, config.phase(epochs), dictionary.seed)
+            curve = fit(stage.name, model, train, objective, phase, dictionary.seed)
         write_trained(stage.name, model, model.header(), curve, summarize(model, val.batches()))
 
 

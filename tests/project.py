@@ -21,7 +21,6 @@ TINY = {
     "phase1": {"epochs": 2, "batch_size": 512},
     "phase2": {"epochs": 2, "batch_size": 512},
     "phase3": {"epochs": 1, "batch_size": 512},
-    "flat_baseline": {"batch_size": 512},
     "clustering_baseline": {"fit_tokens": 2048, "max_iter": 5},
     "report": {"n_parents": 2, "n_snippets": 2},
 }  # fmt: skip

@@ -10,6 +10,7 @@ from hsae.hierarchical import HierarchicalSAE, level1_objective, objective, vali
 from hsae.losses import Coefficients
 from hsae.sae import SAE
 from hsae.training import Phase, fit
+from tests.rows import Rows
 
 D_IN, D_SAE1, D_SAE2 = 6, 12, 5
 
@@ -24,19 +25,6 @@ COEFFICIENT = {
     "x_from_h1": "weight_x_from_h1", "h1_from_h2": "weight_h1_from_h2", "x_from_h2": "weight_x_from_h2",
     "l1_h1": "beta1", "l1_h2": "beta2", "cosine_grouping": "lambda_cos", "group_sparsity": "gamma_group",
 }  # fmt: skip
-
-
-class Rows:
-    """Shuffled data as `fit` reads it."""
-
-    def __init__(self, x: torch.Tensor):
-        self._x = x
-
-    def __len__(self) -> int:
-        return len(self._x)
-
-    def x(self, rows: slice) -> torch.Tensor:
-        return self._x[rows]
 
 
 @pytest.fixture

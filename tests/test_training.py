@@ -8,19 +8,7 @@ from torch import nn
 from hsae import losses
 from hsae.sae import SAE
 from hsae.training import LOG_POINTS, Phase, fit, learning_rate
-
-
-class Rows:
-    """Shuffled data as `fit` reads it."""
-
-    def __init__(self, x: torch.Tensor):
-        self._x = x
-
-    def __len__(self) -> int:
-        return len(self._x)
-
-    def x(self, rows: slice) -> torch.Tensor:
-        return self._x[rows]
+from tests.rows import Rows
 
 
 class Weight(nn.Module):
