@@ -4,6 +4,7 @@ BIN := .venv/bin
 
 repro: .venv/installed  ## install, then run the pipeline: the report is report.html
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@echo "done: open report.html"
 
 test: .venv/installed  ## install, then run the test suite
 	$(BIN)/python -m pytest
