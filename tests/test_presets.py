@@ -45,6 +45,12 @@ def test_the_owners_runs_have_his_coefficients_widths_and_phases(
     Coefficients(**{key: values.get(key, params[key]) for key in Coefficients.__annotations__})  # pyright: ignore
 
 
+def test_run_5_is_run_1_for_twice_as_long():
+    first, fifth = presets.overrides(["run=run_1"]), presets.overrides(["run=run_5"])
+    longer = {f"phase{i}.epochs": 2 * first[f"phase{i}.epochs"] for i in (1, 2, 3)}  # pyright: ignore
+    assert fifth == {**first, **longer}
+
+
 def test_presets_of_several_groups_are_joined():
     joined = presets.overrides(["run=run_3", "scale=small", "data=kjv"])
     parts = [presets.overrides([choice]) for choice in ("run=run_3", "scale=small", "data=kjv")]
