@@ -1,11 +1,10 @@
 """Keeps the results table of README.md equal to metrics/evaluate.json: `python -m hsae.readme` after a run."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from hsae.files import write_text
+from hsae.files import read_json, write_text
 from hsae.report import rows
 
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
@@ -27,7 +26,7 @@ def table(evaluation: dict[str, Any]) -> str:
 def main() -> None:
     """Rewrite the table in place."""
     readme = Path("README.md")
-    evaluation = json.loads(Path("metrics/evaluate.json").read_text(encoding="utf-8"))
+    evaluation = read_json(Path("metrics/evaluate.json"))
     write_text(readme, TABLE.sub(lambda _: table(evaluation), readme.read_text(encoding="utf-8")))
 
 
