@@ -1,6 +1,7 @@
-"""Top-level keys that every dictionary (autoencoder or clustering) shares: its seed and its widths."""
+"""Top-level keys that dictionaries share: seed and widths of all, and what the latents of autoencoders are like."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from hsae.config import check
 
@@ -20,3 +21,34 @@ class DictionaryConfig:
     def widths(self, d_in: int) -> tuple[int, int]:
         """Numbers of latents of level 1 and level 2 on inputs of `d_in` coordinates."""
         return max(round(self.expansion1 * d_in), 1), max(round(self.expansion2 * d_in), 1)
+
+
+class Activation(StrEnum):
+    """Activation kinds of the HSAE's levels (hsae/sae.py)."""
+
+    relu = "relu"
+    topk = "topk"
+    batchtopk = "batchtopk"
+    threshold = "threshold"
+    jumprelu = "jumprelu"
+
+
+@dataclass
+class LatentConfig:
+    """Activation kind of both levels; active latents per token (`k1`, `k2`) of the kinds that are told their number.
+
+    A latent that was silent for `dead_tokens` training tokens is revived; 0: never. Level 2 starts from its activations
+    on the first `init_tokens` training tokens; 0: from random directions.
+    """
+
+    activation: Activation
+    k1: int
+    k2: int
+    dead_tokens: int
+    init_tokens: int
+
+    def __post_init__(self) -> None:
+        for name in ("k1", "k2"):
+            check(name, getattr(self, name), "1 or above", getattr(self, name) >= 1)
+        for name in ("dead_tokens", "init_tokens"):
+            check(name, getattr(self, name), "0 or above", getattr(self, name) >= 0)

@@ -56,7 +56,7 @@ def evaluate(
     with Progress("evaluate", len(windows)) as bar:
         for chunk, targets in zip(acts.split(32), windows.split(32), strict=True):
             targets = targets.to(chunk.device).long()
-            clean = model.logits(chunk, store.layer)
+            clean = model.logits(chunk, store.layer).log_softmax(-1)
             clean_ce += next_token_loss(clean, targets).double().sum().item()
             x = store.normalizer(chunk.flatten(0, 1))
             for method in entries.values():
@@ -75,8 +75,9 @@ def evaluate(
 
 
 def _add_losses(method: _Method, logits: Tensor, clean: Tensor, tokens: Tensor) -> None:
+    """`clean` are log-probabilities."""
     method.ce += next_token_loss(logits, tokens).double().sum().item()
-    kl = F.kl_div(logits.log_softmax(-1), clean.log_softmax(-1), reduction="none", log_target=True)
+    kl = F.kl_div(logits.log_softmax(-1), clean, reduction="none", log_target=True)
     method.kl += kl.double().sum().item()
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from hsae import losses
-from hsae.config import check, check_positive
-from hsae.sae import SAE, VARIANTS, TopKSAE
+from hsae import variants
+from hsae.config import check_positive
+from hsae.sae import SAE
 
 
 @dataclass
@@ -21,32 +21,26 @@ class FlatConfig:
         check_positive(self, ["initial_beta"])
 
 
-def build(variant: str, d_in: int, d_sae: int, target_l0: float) -> SAE:
-    """Flat autoencoder of a variant; TopK gets k = the rounded target. Raises ValueError for an unknown variant."""
-    check("variant", variant, f"one of {', '.join(VARIANTS)}", variant in VARIANTS)
-    if variant == "topk":
-        return TopKSAE(d_in, d_sae, k=min(max(round(target_l0), 1), d_sae))
-    return VARIANTS[variant](d_in, d_sae)
+def build(variant: str, d_in: int, d_sae: int, target_l0: float, initial_beta: float) -> SAE:
+    """Flat autoencoder of a variant; k = the rounded target. Raises ValueError for an unknown variant."""
+    return variants.build(variant, d_in, d_sae, k=min(max(round(target_l0), 1), d_sae), beta=initial_beta)
 
 
-def objective(
-    model: SAE, target_l0: float, initial_beta: float
-) -> Callable[[Float[Tensor, "batch d_in"]], dict[str, Tensor]]:
-    """Reconstruction error alone for TopK, else with an L1 penalty whose coefficient is steered to the target L0.
+def objective(model: SAE, target_l0: float) -> Callable[[Float[Tensor, "batch d_in"]], dict[str, Tensor]]:
+    """Error and sparsity term of the model, the coefficient of the latter steered to the target L0.
 
-    After each batch the coefficient is multiplied by (L0 / target)^0.01: it grows while too many latents are active,
-    so that the comparison is at matched sparsity without a search.
+    Before each batch beta is multiplied by (L0 / target)^0.01, L0 being that of the batch before: it grows while too
+    many latents are active, so that the comparison is at matched sparsity without a search. The TopK kinds have no use
+    for beta; where a threshold anneals, beta waits.
     """
-    if isinstance(model, TopKSAE):
-        return lambda x: {"x_from_h1": losses.mse(model(x).x_hat, x)}
-    beta = initial_beta
+    l0 = target_l0
 
     def at_target_l0(x: Tensor) -> dict[str, Tensor]:
-        nonlocal beta
-        acts, x_hat = model(x)
-        l0 = (acts > 0).sum(1).float().mean().item()
-        terms = {"x_from_h1": losses.mse(x_hat, x), "l1_h1": beta * losses.l1(acts)}
-        beta *= (max(l0, 1e-3) / target_l0) ** 0.01
-        return terms
+        nonlocal l0
+        if model.settled():
+            model.beta *= (max(l0, 1e-3) / target_l0) ** 0.01
+        out = model(x)
+        l0 = (out.acts > 0).sum(1).float().mean().item()
+        return {"x_from_h1": model.error(x, out), "sparsity_h1": model.sparsity(out, x.shape[1])}
 
     return at_target_l0

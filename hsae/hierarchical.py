@@ -1,29 +1,25 @@
 """The two-level hierarchical sparse autoencoder: x -> h1 -> h2, and back down."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsae import losses
+from hsae import losses, variants
 from hsae.losses import Coefficients
 from hsae.metrics import DictionaryTotals
-from hsae.sae import SAE
+from hsae.sae import SAE, SAEOutput
 
 
 class HSAEOutput(NamedTuple):
-    """What one forward pass gives: both levels' activations and the three reconstructions."""
+    """What one forward pass gives."""
 
-    h1: Float[Tensor, "batch d_sae1"]
-    """Level-1 activations: concrete features."""
-    h2: Float[Tensor, "batch d_sae2"]
-    """Level-2 activations: abstract features."""
-    h1_hat: Float[Tensor, "batch d_sae1"]
-    """h1 from h2."""
-    x_hat_from_h1: Float[Tensor, "batch d_in"]
-    """x from h1: the lower path."""
+    level1: SAEOutput
+    """h1 and x from h1, the lower path."""
+    level2: SAEOutput
+    """h2 and h1 from h2."""
     x_hat_from_h2: Float[Tensor, "batch d_in"]
     """x from h2 through h1_hat: the upper path."""
 
@@ -34,10 +30,11 @@ class HierarchicalSAE(nn.Module):
     The level-2 decoder is nonnegative: a level-2 latent (parent) stands for a sum of level-1 latents (children).
     """
 
-    def __init__(self, level1: SAE, d_sae2: int):
+    def __init__(self, level1: SAE, level2: SAE):
         super().__init__()
-        self.level1 = level1
-        self.level2 = SAE(level1.d_sae, d_sae2, nonnegative=True)
+        assert level2.nonnegative
+        assert level2.d_in == level1.d_sae
+        self.level1, self.level2 = level1, level2
 
     def forward(self, x: Float[Tensor, "batch d_in"], level1_grad_scale: float = 1.0) -> HSAEOutput:
         """Encode through both levels and reconstruct along all three paths.
@@ -46,23 +43,37 @@ class HierarchicalSAE(nn.Module):
         gradients of h1_hat, and a rarely active latent, whose own gradients are few, would lose its direction and die.
         `level1_grad_scale` multiplies the gradient, not the value, of h1 as the input of level 2.
         """
-        h1, x_hat_from_h1 = self.level1(x)
-        h2, h1_hat = self.level2(scale_gradient(h1, level1_grad_scale))
-        x_hat_from_h2 = torch.addmm(self.level1.b_dec.detach(), h1_hat, self.level1.W_dec.detach())
-        return HSAEOutput(h1, h2, h1_hat, x_hat_from_h1, x_hat_from_h2)
+        level1 = self.level1(x)
+        level2 = self.level2(scale_gradient(level1.acts, level1_grad_scale))
+        x_hat_from_h2 = torch.addmm(self.level1.b_dec.detach(), level2.x_hat, self.level1.W_dec.detach())
+        return HSAEOutput(level1, level2, x_hat_from_h2)
+
+    def train(self, mode: bool = True) -> "HierarchicalSAE":
+        """Training mode; a frozen level stays in evaluation mode, with its buffers as they are."""
+        super().train(mode)
+        for level in (self.level1, self.level2):
+            level.train(mode and level.W_dec.requires_grad)
+        return self
 
     def reconstruct_from_h1(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
         """Level 1 as a dictionary of its own: h1, and x from h1."""
-        return self.level1(x)
+        out = self.level1(x)
+        return out.acts, out.x_hat
 
     def reconstruct_from_h2(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
         """Level 2 as a dictionary of its own: h2, and x from h2 through h1_hat."""
-        h2, h1_hat = self.level2(self.level1.encode(x))
-        return h2, self.level1.decode(h1_hat)
+        out = self(x)
+        return out.level2.acts, out.x_hat_from_h2
 
-    def header(self) -> dict[str, int]:
+    def header(self) -> dict[str, Any]:
         """What `load` needs to build the same module again."""
-        return {"d_in": self.level1.d_in, "d_sae1": self.level1.d_sae, "d_sae2": self.level2.d_sae}
+        return {"level1": self.level1.header(), "level2": self.level2.header()}
+
+    def anneal(self, left: float) -> None:
+        """Set how much of their thresholds' annealing is left to the levels that are being trained."""
+        for level in (self.level1, self.level2):
+            if level.training:
+                level.anneal(left)
 
     def constrain(self) -> None:
         """Make both decoders valid after an optimizer step; a frozen one stays as it is, to the bit."""
@@ -77,6 +88,19 @@ class HierarchicalSAE(nn.Module):
         self.level2.project_gradient()
 
     @torch.no_grad()
+    def revive(self, x: Float[Tensor, "batch d_in"], dead_tokens: int, generator: torch.Generator) -> int:
+        """Revive dead latents of the levels that are being trained; returns how many."""
+        was_training = self.training
+        self.eval()
+        n_revived = 0
+        if self.level1.W_dec.requires_grad:
+            n_revived += self.level1.revive(x, dead_tokens, generator)
+        if self.level2.W_dec.requires_grad:
+            n_revived += self.level2.revive(self.level1.encode(x), dead_tokens, generator)
+        self.train(was_training)
+        return n_revived
+
+    @torch.no_grad()
     def init_level2(self, x: Float[Tensor, "n d_in"]) -> None:
         """Start level 2 from the level-1 activations of the tokens `x`."""
         self.level2.init_from_data(self.level1.encode(x))
@@ -89,8 +113,8 @@ def scale_gradient(x: Float[Tensor, "*shape"], scale: float) -> Float[Tensor, "*
 
 def level1_objective(level1: SAE, x: Float[Tensor, "batch d_in"], c: Coefficients) -> dict[str, Tensor]:
     """The terms that concern level 1 alone: what phase 1 minimises."""
-    h1, x_hat = level1(x)
-    return {"x_from_h1": c.weight_x_from_h1 * losses.mse(x_hat, x), "l1_h1": c.beta1 * losses.l1(h1)}
+    out = level1(x)
+    return {"x_from_h1": c.weight_x_from_h1 * level1.error(x, out), "sparsity_h1": level1.sparsity(out, x.shape[1])}
 
 
 def objective(model: HierarchicalSAE, x: Float[Tensor, "batch d_in"], c: Coefficients) -> dict[str, Tensor]:
@@ -100,26 +124,35 @@ def objective(model: HierarchicalSAE, x: Float[Tensor, "batch d_in"], c: Coeffic
     from level 2 through its encoder, by the input of the level-2 encoder; its decoder serves its own reconstruction
     alone, so cosine grouping chooses who belongs together and does not bend directions to agree.
     """
+    level1, level2 = model.level1, model.level2
     out = model(x, c.level1_grad_scale)
-    assignment = losses.soft_assignment(model.level2.W_dec)
+    h1, d_x = out.level1.acts, x.shape[1]
+    assignment = losses.soft_assignment(level2.W_dec)
+    # Where level 1 is frozen, its own terms are constants.
+    learns1 = level1.W_dec.requires_grad
     terms = {
-        "x_from_h1": (c.weight_x_from_h1, lambda: losses.mse(out.x_hat_from_h1, x)),
-        "h1_from_h2": (c.weight_h1_from_h2, lambda: losses.mse(out.h1_hat, out.h1.detach())),
-        "x_from_h2": (c.weight_x_from_h2, lambda: losses.mse(out.x_hat_from_h2, x)),
-        "l1_h1": (c.beta1, lambda: losses.l1(out.h1)),
-        "l1_h2": (c.beta2, lambda: losses.l1(out.h2)),
-        "cosine_grouping": (c.lambda_cos, lambda: losses.cosine_grouping(model.level1.W_dec.detach(), assignment)),
-        "group_sparsity": (c.gamma_group, lambda: losses.group_sparsity(out.h1, assignment)),
+        "x_from_h1": (c.weight_x_from_h1 * learns1, lambda w: w * level1.error(x, out.level1)),
+        "h1_from_h2": (c.weight_h1_from_h2, lambda w: w * losses.mse(out.level2.x_hat, h1.detach())),
+        "x_from_h2": (c.weight_x_from_h2, lambda w: w * losses.mse(out.x_hat_from_h2, x)),
+        "sparsity_h1": (c.beta1 * learns1, lambda _: level1.sparsity(out.level1, d_x)),
+        "sparsity_h2": (c.beta2, lambda _: level2.sparsity(out.level2, d_x)),
+        "cosine_grouping": (c.lambda_cos, lambda w: w * losses.cosine_grouping(level1.W_dec.detach(), assignment)),
+        "coverage": (c.weight_coverage, lambda w: w * losses.coverage(h1 > 0, level2.nearness(out.level2), assignment)),
+        "group_sparsity": (c.gamma_group, lambda w: w * losses.group_sparsity(h1, assignment)),
     }
     # A removed term costs nothing, and stays in the curves as zero so that runs have the same columns.
-    return {name: weight * term() if weight else x.new_zeros(()) for name, (weight, term) in terms.items()}
+    return {name: term(weight) if weight else x.new_zeros(()) for name, (weight, term) in terms.items()}
 
 
-def load(tensors: dict[str, Tensor], header: dict[str, int]) -> HierarchicalSAE:
-    """The HSAE that was saved as these tensors and this header."""
-    model = HierarchicalSAE(SAE(header["d_in"], header["d_sae1"]), header["d_sae2"])
-    model.load_state_dict(tensors)
-    return model
+def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> HierarchicalSAE:
+    """The HSAE that was saved as these tensors and this header, in evaluation mode."""
+
+    def level(name: str) -> SAE:
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        return variants.load(own, header[name])
+
+    return HierarchicalSAE(level("level1"), level("level2")).eval()
 
 
 @torch.no_grad()
@@ -128,7 +161,7 @@ def validate(model: HierarchicalSAE, batches: Iterable[Float[Tensor, "_ d_in"]])
     level1, level2, h1 = DictionaryTotals(), DictionaryTotals(), DictionaryTotals()
     for x in batches:
         out = model(x)
-        level1.add(out.h1, out.x_hat_from_h1, x)
-        level2.add(out.h2, out.x_hat_from_h2, x)
-        h1.add(out.h2, out.h1_hat, out.h1)
+        level1.add(out.level1.acts, out.level1.x_hat, x)
+        level2.add(out.level2.acts, out.x_hat_from_h2, x)
+        h1.add(out.level2.acts, out.level2.x_hat, out.level1.acts)
     return {"level1": level1.metrics(), "level2": {**level2.metrics(), "fvu_h1": h1.metrics()["fvu"]}}

@@ -2,18 +2,21 @@
 
 With activations scaled to unit variance per coordinate on average, the objective of a token batch is
 
-    weight_x_from_h1  * mse(x from h1, x)      + beta1 * l1(h1)
-  + weight_h1_from_h2 * mse(h1 from h2, h1)    + beta2 * l1(h2)        (progressive L1: beta1 < beta2)
+    weight_x_from_h1  * mse(x from h1, x)      + sparsity(h1, beta1)
+  + weight_h1_from_h2 * mse(h1 from h2, h1)    + sparsity(h2, beta2)        (progressive sparsity: beta1 < beta2)
   + weight_x_from_h2  * mse(x from h2, x)
-  + lambda_cos  * cosine_grouping(W_dec of level 1, A)
-  + gamma_group * group_sparsity(h1, A),
+  + lambda_cos      * cosine_grouping(W_dec of level 1, A)
+  + gamma_group     * group_sparsity(h1, A)
+  + weight_coverage * coverage(h1 > 0, nearness of h2, A),
 
-where A, from `soft_assignment`, says how far each level-1 latent belongs to the group of each level-2 latent.
+where A, from `soft_assignment`, says how far each level-1 latent belongs to the group of each level-2 latent, and
+sparsity(h, beta) is that of the levels' kind: beta * l1(h) for relu, 2 beta / d_x * L0(h) for jumprelu, nothing for the
+kinds whose activation function is told how sparse to be (hsae/variants.py).
 """
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hsae.config import check
@@ -30,6 +33,7 @@ class Coefficients:
     beta2: float
     lambda_cos: float
     gamma_group: float
+    weight_coverage: float
     weight_x_from_h1: float
     weight_h1_from_h2: float
     weight_x_from_h2: float
@@ -77,6 +81,23 @@ def cosine_grouping(
     pairs = assignment.sum(0).square().sum() - own
     # Where hardly any two latents share a group, both differences are rounding errors, and so would be their quotient.
     return 1 - cosines / pairs.clamp(min=1e-4 * own + 1e-8)
+
+
+def coverage(
+    children: Bool[Tensor, "batch latent"],
+    parents: Float[Tensor, "batch group"],
+    assignment: Float[Tensor, "latent group"],
+) -> Float[Tensor, ""]:
+    """1 - mean over children of P(parent active | child active), by soft membership: 1 - sum_g A[i, g] P(g | i).
+
+    `parents` says how nearly active each is, from 0 to 1. So a child pulls its parents up to where they are active,
+    and its membership moves to those that are: P(parent | child) is learned and nothing is gated. Every child that is
+    active in the batch counts alike, however rare. In [0, 1].
+    """
+    on = children.to(parents.dtype)
+    n_active = on.sum(0)
+    covered = ((on / n_active.clamp(min=1)) @ assignment) * parents
+    return 1 - covered.sum() / (n_active > 0).sum().clamp(min=1)
 
 
 def group_sparsity(acts: Float[Tensor, "batch latent"], assignment: Float[Tensor, "latent group"]) -> Float[Tensor, ""]:

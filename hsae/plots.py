@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
 
@@ -80,6 +83,102 @@ def decoder_heatmap(W_dec: np.ndarray) -> Figure:
     axes.set(xlabel=f"{W_dec.shape[1]} level-1 latents, sorted by strongest parent")
     axes.set(ylabel=f"{W_dec.shape[0]} level-2 latents, most children first")
     axes.set_title("Level-2 decoder: who is whose child")
+    return figure
+
+
+def ablation_forest(comparisons: pd.DataFrame) -> Figure:
+    """Forest plot: what each condition changes, a panel per metric; conditions and metrics stand in the frame's order.
+
+    Columns: condition, metric, difference, low, high, p_holm, as `hsae.statistics.paired_comparison` returns them. A
+    marker is filled where p_holm < .05 and hollow elsewhere.
+    """
+    conditions, metrics = comparisons["condition"].unique(), comparisons["metric"].unique()
+    n_columns = min(len(metrics), 3)
+    n_rows = -(-len(metrics) // n_columns)
+    size = (2.5 + 3.4 * n_columns, 1.2 + n_rows * (0.9 + 0.26 * len(conditions)))
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08))
+    panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).flatten()
+    for metric, axes in zip(metrics, panels, strict=False):
+        _forest_panel(axes, comparisons[comparisons["metric"] == metric].set_index("condition").reindex(conditions))
+        axes.set_title(metric)
+    for axes in panels[len(metrics) :]:
+        axes.remove()
+    figure.supxlabel("difference from the reference: mean over seeds and 95% interval", fontsize="medium")
+    handles = panels[0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def frontiers(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
+    """L0 against each quantity in `ys` (column: label): a row of panels per level, a line per method.
+
+    Columns: method, level, l0 and the keys of `ys`; one row per trained sparsity (means, where there are several
+    seeds: the line joins all points of a method). Columns named fvu* are drawn on a log scale.
+    """
+    tidy = points.melt(["method", "level", "l0"], list(ys), "quantity")
+    grid = sns.relplot(
+        tidy, x="l0", y="value", row="level", col="quantity", hue="method", style="method", kind="line", estimator=None,
+        markers=True, markersize=8, height=3.4, aspect=1.2, facet_kws={"sharex": "row", "sharey": False},
+    )  # fmt: skip
+    grid.set_titles("level {row_name}").set_xlabels("L0: active latents per token (log scale)")
+    for (_, quantity), axes in grid.axes_dict.items():
+        axes.set_ylabel(ys[quantity])
+        axes.set_xscale("log")
+        _label_between_decades(axes.xaxis)
+        if quantity.startswith("fvu"):
+            axes.set_yscale("log")
+            _label_between_decades(axes.yaxis)
+    grid.tight_layout()
+    return grid.figure
+
+
+def _forest_panel(axes: Axes, rows: pd.DataFrame) -> None:
+    y = np.arange(len(rows))
+    significant = (rows["p_holm"] < 0.05).to_numpy()
+    axes.axvline(0, color="black", linewidth=1)
+    axes.hlines(y, rows["low"], rows["high"], color="C0", linewidth=1.5)
+    look = {"s": 24, "edgecolor": "C0", "linewidth": 1.2, "zorder": 3}
+    for shown, face, label in ((significant, "C0", "p < .05 after Holm"), (~significant, "white", "p ≥ .05")):
+        axes.scatter(rows["difference"][shown], y[shown], facecolor=face, label=label, **look)
+    axes.set_yticks(y, rows.index)
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first condition on top
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _label_between_decades(axis: Axis) -> None:
+    # A frontier spans a decade or less, where the default labels one tick, or two.
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def forest(trees: pd.DataFrame) -> Figure:
+    """Some level-2 latents and their children as trees, labelled with the text on which they are strongest.
+
+    Columns: parent, child (labels), share (of the child's incoming decoder weight: line width), p_parent_given_child
+    (colour and number). A row per child, those of one parent together.
+    """
+    figure, axes = _axes(11, 0.8 + 0.36 * (len(trees) + 0.6 * len(trees["parent"].unique())))
+    colors = sns.color_palette("mako_r", as_cmap=True)
+    y = 0.0
+    for parent, children in trees.groupby("parent", sort=False):
+        rows = y + np.arange(len(children))
+        axes.text(
+            0, rows.mean(), str(parent), ha="right", va="center", family="monospace", fontsize=9, parse_math=False
+        )
+        for row, child in zip(rows, children.to_dict("records"), strict=True):
+            p = child["p_parent_given_child"]
+            axes.plot([0.02, 0.38], [rows.mean(), row], color=colors(p), linewidth=1 + 5 * child["share"])
+            text = f"{p:.2f}  {child['child']}"
+            axes.text(0.4, row, text, va="center", family="monospace", fontsize=9, parse_math=False)
+        y = rows[-1] + 1.6
+    axes.set(xlim=(-0.45, 1), ylim=(y, -1))
+    axes.set_title(
+        "Level-2 latents (left) and their children (right), each with the text up to its strongest [character]\n"
+        "number and colour: P(parent active | child active); width: share of the child's incoming decoder weight",
+        fontsize=10,
+    )
+    axes.set_axis_off()
     return figure
 
 

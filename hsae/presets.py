@@ -31,13 +31,17 @@ def overrides(choices: list[str]) -> dict[str, object]:
         return flatten(cast(dict[str, Any], OmegaConf.to_container(compose("presets", choices))))
 
 
+def flags(values: dict[str, object]) -> list[str]:
+    """The arguments by which `dvc exp run` writes values into params.yaml."""
+    return [part for key, value in values.items() for part in ("-S", f"{key}={'null' if value is None else value}")]
+
+
 def main(choices: list[str]) -> None:
     """Print the flags on one line."""
     try:
-        values = overrides(choices)
+        print(" ".join(flags(overrides(choices))))
     except (ValueError, HydraException) as error:
         sys.exit(f"error: presets: {error}")
-    print(" ".join(f"-S {key}={'null' if value is None else value}" for key, value in values.items()))
 
 
 if __name__ == "__main__":

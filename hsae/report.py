@@ -40,17 +40,27 @@ class Snippet:
 
 @dataclass(frozen=True)
 class Latent:
-    """A latent of either level with its strongest snippets; `weight` is that of the decoder from its parent."""
+    """A latent of either level with its strongest snippets; a child with the edge from its parent (`graph.edges`)."""
 
     name: str
     density: float
     snippets: list[Snippet]
-    weight: float | None
+    edge: dict[str, float] | None
     children: list["Latent"]
+
+    @property
+    def label(self) -> str:
+        """The strongest snippet up to its peak, which is set in brackets: what a figure has room for."""
+        if not self.snippets:
+            return "(never active)"
+        chars = self.snippets[0].chars
+        peak = max(range(len(chars)), key=lambda i: chars[i][1])
+        before = "".join(char for char, _ in chars[max(peak - 14, 0) : peak])
+        return f"{before}[{chars[peak][0]}]".replace("\n", "⏎")
 
 
 def hierarchy(
-    model: HierarchicalSAE,
+    edges: pd.DataFrame,
     h1: Float[Tensor, "n d_sae1"],
     h2: Float[Tensor, "n d_sae2"],
     store: Store,
@@ -60,21 +70,35 @@ def hierarchy(
 ) -> list[Latent]:
     """The level-2 latents with the largest share of all level-2 activation, each with its children of largest weight.
 
-    `h1` and `h2` are the activations on the rows of `store`, in their order; `tokens` are those of the whole corpus.
+    `edges` holds a row per child and its parent (`graph.edges`); `h1` and `h2` are the activations on the rows of
+    `store`, in their order; `tokens` are those of the whole corpus.
     """
 
-    def latent(level: int, index: int, weight: float | None, children: list[Latent]) -> Latent:
+    def latent(level: int, index: int, edge: dict[str, float] | None, children: list[Latent]) -> Latent:
         acts = (h1, h2)[level - 1][:, index]
         snippets = top_snippets(acts, store, tokens, alphabet, config.n_snippets, config.snippet_chars)
-        return Latent(f"level {level}, latent {index}", (acts > 0).double().mean().item(), snippets, weight, children)
+        return Latent(f"level {level}, latent {index}", (acts > 0).double().mean().item(), snippets, edge, children)
 
     latents = []
     for parent in h2.double().sum(0).topk(min(config.n_parents, h2.shape[1])).indices.tolist():
-        row = model.level2.W_dec[parent].detach()
-        top = row.topk(min(config.n_children, len(row)))
-        children = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        latents.append(latent(2, parent, None, [latent(1, i, weight, []) for i, weight in children if weight > 0]))
+        children = edges.query(f"parent == {parent}").nlargest(config.n_children, "weight").to_dict("records")
+        latents.append(latent(2, parent, None, [latent(1, int(edge["child"]), edge, []) for edge in children]))
     return latents
+
+
+def forest(latents: list[Latent]) -> pd.DataFrame:
+    """Trees of `hierarchy` for `plots.forest`: a row per child. Columns: parent, child, share, p_parent_given_child."""
+    rows = [
+        (_short(parent), _short(child), child.edge["share"], child.edge["p_parent_given_child"])
+        for parent in latents
+        for child in parent.children
+        if child.edge
+    ]
+    return pd.DataFrame(rows, columns=["parent", "child", "share", "p_parent_given_child"])
+
+
+def _short(latent: Latent) -> str:
+    return f"{latent.name.split()[-1]}: {latent.label}"
 
 
 def top_snippets(

@@ -1,4 +1,4 @@
-"""Sparse autoencoders of one level, and the variants that serve as flat baselines."""
+"""The sparse autoencoder of one level, with ReLU and an L1 penalty; hsae/variants.py has the other kinds."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsae.config import check
+from hsae import losses
 
 
 class SAEOutput(NamedTuple):
@@ -16,6 +16,8 @@ class SAEOutput(NamedTuple):
     """Latent activations, nonnegative."""
     x_hat: Float[Tensor, "batch d_in"]
     """Reconstruction of the input."""
+    pre_acts: Float[Tensor, "batch d_sae"]
+    """Latents before the activation function."""
 
 
 class SAE(nn.Module):
@@ -24,7 +26,15 @@ class SAE(nn.Module):
     Decoder rows have unit norm, so that activations cannot shrink, and the L1 penalty with them, at no cost to the
     reconstruction (Bricken et al. 2023, Towards Monosemanticity). With `nonnegative` the decoder has no negative
     entries either: a level-2 latent is a sum of level-1 latents.
+
+    In training mode the buffer `idle_tokens` counts the tokens since each latent was last active, for `revive`.
     """
+
+    kind = "relu"
+    INITIAL_DENSITY = 0.06
+    REVIVED_DENSITY = 0.01
+    beta: Tensor
+    idle_tokens: Tensor
 
     def __init__(self, d_in: int, d_sae: int, *, nonnegative: bool = False):
         super().__init__()
@@ -33,28 +43,49 @@ class SAE(nn.Module):
         self.W_dec = nn.Parameter(torch.randn(d_sae, d_in))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_enc = nn.Parameter(torch.empty(d_in, d_sae))
+        self.register_buffer("beta", torch.tensor(0.0))
+        self.register_buffer("idle_tokens", torch.zeros(d_sae, dtype=torch.long))
         self.tie()
 
     def pre_acts(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Latents before the activation function."""
         return torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc)
 
+    def activate(self, pre_acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_sae"]:
+        """The activation function: what distinguishes the kinds."""
+        return pre_acts.relu()
+
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Latent activations."""
-        return self.pre_acts(x).relu()
+        return self.activate(self.pre_acts(x))
 
     def decode(self, acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
         """Reconstruction from latent activations."""
         return torch.addmm(self.b_dec, acts, self.W_dec)
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> SAEOutput:
-        """Encode and decode."""
-        acts = self.encode(x)
-        return SAEOutput(acts, self.decode(acts))
+        """Encode and decode; in training mode, count the tokens without activity."""
+        pre_acts = self.pre_acts(x)
+        acts = self.activate(pre_acts)
+        if self.training:
+            self.idle_tokens.add_(len(x)).masked_fill_((acts.detach() > 0).any(0), 0)
+        return SAEOutput(acts, self.decode(acts), pre_acts)
+
+    def reconstruct(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
+        """Activations and reconstruction: the SAE as a dictionary to be evaluated."""
+        return self(x)[:2]
+
+    def error(self, x: Float[Tensor, "batch d_in"], out: SAEOutput) -> Float[Tensor, ""]:
+        """Reconstruction term of the loss."""
+        return losses.mse(out.x_hat, x)
+
+    def sparsity(self, out: SAEOutput, d_x: int) -> Float[Tensor, ""]:  # noqa: ARG002 (the kinds' common signature)
+        """Sparsity term of the loss: beta times the L1 norm."""
+        return self.beta * losses.l1(out.acts)
 
     def header(self) -> dict[str, Any]:
         """What `load` needs to build the same module again."""
-        return {"variant": "relu_l1", "d_in": self.d_in, "d_sae": self.d_sae}
+        return {"kind": self.kind, "d_in": self.d_in, "d_sae": self.d_sae, "nonnegative": self.nonnegative}
 
     @torch.no_grad()
     def tie(self) -> None:
@@ -66,17 +97,26 @@ class SAE(nn.Module):
     def init_from_data(self, x: Float[Tensor, "n d_in"]) -> None:
         """Decoder bias = mean of `x`; decoder rows = its first `d_sae` rows, centred. Random rows failed at level 2.
 
-        The encoder is the decoder's transpose times the one factor that makes the reconstruction of `x` best: latents
-        overlap, and without it their sum overshoots so far that the first steps kill half of them. Raises ValueError if
-        `x` has fewer than `d_sae` rows.
+        The encoder is the decoder's transpose, with biases by which each latent is active on the `INITIAL_DENSITY` of
+        the rows that lie farthest in its direction, times the one factor that makes the reconstruction of `x` best:
+        latents overlap, and without it their sum overshoots so far that the first steps kill half of them. Raises
+        ValueError if `x` has fewer than `d_sae` rows.
         """
         if len(x) < self.d_sae:
             raise ValueError(f"initialising {self.d_sae} latents from data needs as many tokens; there are {len(x)}.")
         self.b_dec.copy_(x.mean(0))
         self.W_dec.copy_(x[: self.d_sae] - self.b_dec)
         self.tie()
-        overshoot = self(x).x_hat - self.b_dec
-        self.W_enc.mul_((overshoot * (x - self.b_dec)).sum() / overshoot.square().sum())
+        centred = x - self.b_dec
+        projections = centred @ self.W_enc
+        cutoff = first_below(projections, self.INITIAL_DENSITY)
+        least = torch.as_tensor(self.least())
+        baseline = (projections > cutoff) * least @ self.W_dec
+        overshoot = (projections - cutoff).relu() @ self.W_dec
+        gain = (overshoot * (centred - baseline)).sum() / overshoot.square().sum().clamp(min=1e-8)
+        gain = gain.clamp(min=0.01)
+        self.W_enc.mul_(gain)
+        self.b_enc.copy_(least - gain * cutoff)
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -92,31 +132,59 @@ class SAE(nn.Module):
         if gradient is not None:
             gradient.sub_((gradient * self.W_dec).sum(1, keepdim=True) * self.W_dec)
 
+    @torch.no_grad()
+    def revive(self, x: Float[Tensor, "batch d_in"], dead_tokens: int, generator: torch.Generator) -> int:
+        """Point latents that were silent for `dead_tokens` tokens at what is reconstructed worst; returns how many.
 
-class TopKSAE(SAE):
-    """SAE that keeps each token's `k` largest activations and no other (Gao et al. 2024, arXiv 2406.04093)."""
+        Resampling (Bricken et al. 2023): a dead latent takes the direction of the error of a token, drawn with
+        probability proportional to its squared error. Its encoder is the linear discriminant that tells this token from
+        the batch, and its bias lets it answer the `REVIVED_DENSITY` of the batch that look most like it, the token
+        itself by about the size of its error. One that answered more would add more error than it removes, and the next
+        ones would be revived larger still. Adam's first moments of a dead latent have decayed by then, so its state
+        need not be touched.
+        """
+        dead = (self.idle_tokens >= dead_tokens).nonzero()[:, 0][: len(x)]
+        if not len(dead):
+            return 0
+        was_training = self.training
+        error = x - self.eval().reconstruct(x)[1]
+        self.train(was_training)
+        weights = error.square().sum(1).clamp(min=1e-12).cpu()
+        rows = torch.multinomial(weights, len(dead), generator=generator).to(x.device)
+        directions = error[rows].clamp(min=0) if self.nonnegative else error[rows]
+        directions = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-8)
+        centred = x - x.mean(0)
+        covariance = centred.T @ centred / len(x)
+        covariance.diagonal().add_(0.1 * covariance.diagonal().mean() + 1e-6)
+        detectors = torch.linalg.solve(covariance, centred[rows].T)
+        responses = centred @ detectors
+        own = responses[rows, torch.arange(len(rows), device=x.device)]
+        cutoff = first_below(responses, self.REVIVED_DENSITY)
+        # A token that hardly differs from the first one that is not answered would be given a gain without bounds.
+        gain = (error[rows] * directions).sum(1) / (own - cutoff).clamp(min=0.1 * own).clamp(min=1e-6)
+        self.W_dec[dead] = directions
+        self.W_enc[:, dead] = detectors * gain
+        self.b_enc[dead] = self.least() - gain * cutoff - (x.mean(0) - self.b_dec) @ self.W_enc[:, dead]
+        self.idle_tokens[dead] = 0
+        return len(dead)
 
-    def __init__(self, d_in: int, d_sae: int, *, k: int, nonnegative: bool = False):
-        check("k", k, f"in 1..d_sae (={d_sae})", 1 <= k <= d_sae)
-        super().__init__(d_in, d_sae, nonnegative=nonnegative)
-        self.k = k
+    def anneal(self, left: float) -> None:
+        """Set how much of the annealing is left, from 1 to 0: kinds without a threshold have none."""
 
-    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
-        """Latent activations, at most `k` of them nonzero per token."""
-        top = self.pre_acts(x).relu().topk(self.k, sorted=False)
-        return torch.zeros(len(x), self.d_sae, device=x.device, dtype=x.dtype).scatter(1, top.indices, top.values)
+    def settled(self) -> bool:
+        """Whether sparsity follows from beta by now; not so while a threshold is still coming down."""
+        return True
 
-    def header(self) -> dict[str, Any]:
-        """What `load` needs to build the same module again."""
-        return {**super().header(), "variant": "topk", "k": self.k}
+    def nearness(self, out: SAEOutput) -> Float[Tensor, "batch d_sae"]:
+        """How near each latent is to being active, from 0 to 1; without a threshold, 1 where it is and else 0."""
+        return (out.acts > 0).to(out.acts.dtype)
 
-
-VARIANTS: dict[str, type[SAE]] = {"relu_l1": SAE, "topk": TopKSAE}
+    def least(self) -> Tensor | float:
+        """The smallest activation that a latent can have."""
+        return 0.0
 
 
-def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> SAE:
-    """The autoencoder that was saved as these tensors and this header."""
-    arguments = {name: value for name, value in header.items() if name != "variant"}
-    model = VARIANTS[header["variant"]](**arguments)
-    model.load_state_dict(tensors)
-    return model
+def first_below(responses: Float[Tensor, "batch latent"], density: float) -> Float[Tensor, " latent"]:
+    """Of each column the largest value that a share `density` of the rows (one at least) exceeds."""
+    n_above = min(max(round(density * len(responses)), 1), len(responses) - 1)
+    return responses.topk(n_above + 1, dim=0).values[-1]

@@ -13,23 +13,33 @@ from hsae.config import check, check_positive
 from hsae.progress import Progress
 
 LOG_POINTS = 100
+REVIVE_EVERY = 20
 
 
 @dataclass
 class Phase:
-    """Sections `phase1`, `phase2`, `phase3`: length and learning rate of a training phase.
+    """Sections `phase1`, `phase2`, `phase3`: length (in passes over the tokens) and learning rate of a training phase.
 
     The learning rate is constant but for the last `decay_fraction` of the steps, over which it falls linearly to 0.
+    Thresholds start high and come down over the first `anneal_fraction`. No epochs: the phase is skipped.
     """
 
-    epochs: int
+    epochs: float
     batch_size: int
     lr: float
     decay_fraction: float
+    anneal_fraction: float
 
     def __post_init__(self) -> None:
-        check_positive(self, ["epochs", "batch_size", "lr"])
-        check("decay_fraction", self.decay_fraction, "in [0, 1]", 0 <= self.decay_fraction <= 1)
+        check("epochs", self.epochs, "finite and 0 or above", 0 <= self.epochs < math.inf)
+        check_positive(self, ["batch_size", "lr"])
+        for name in ("decay_fraction", "anneal_fraction"):
+            check(name, getattr(self, name), "in [0, 1]", 0 <= getattr(self, name) <= 1)
+
+    def n_steps(self, n_tokens: int) -> int:
+        """Number of optimizer steps on so many tokens."""
+        # Rounded first: 0.07 * 100 is a little more than 7.
+        return math.ceil(round(self.epochs * max(n_tokens // self.batch_size, 1), 6))
 
 
 @runtime_checkable
@@ -45,7 +55,7 @@ class Shuffled(Protocol):
 
 @runtime_checkable
 class Trainable(Protocol):
-    """What `fit` needs of a model beside being an nn.Module: a decoder that stays valid."""
+    """What `fit` needs of a model beside being an nn.Module: a decoder that stays valid, annealing and revival."""
 
     def constrain(self) -> None:
         """Make the parameters valid again after an optimizer step."""
@@ -53,6 +63,14 @@ class Trainable(Protocol):
 
     def project_gradient(self) -> None:
         """Drop the part of the gradient that `constrain` would undo."""
+        ...
+
+    def anneal(self, left: float) -> None:
+        """Set how much of the annealing is left, from 1 to 0."""
+        ...
+
+    def revive(self, x: Float[Tensor, "batch d_in"], dead_tokens: int, generator: torch.Generator) -> int:
+        """Restart latents that were silent for `dead_tokens` tokens, and say how many they were."""
         ...
 
 
@@ -63,42 +81,55 @@ def fit(
     objective: Callable[[Float[Tensor, "batch d_in"]], dict[str, Tensor]],
     phase: Phase,
     seed: int,
+    dead_tokens: int,
 ) -> list[dict[str, float]]:
     """Minimise the sum of the terms that `objective` returns, with Adam, and return the curve.
 
-    Parameters that need no gradient stay as they are, to the bit. `seed` orders the batches. The curve has at most 100
-    rows, each the mean of every term, and of their sum `loss`, over the steps since the last row. Raises ValueError if
-    the loss stops being finite.
+    Parameters that need no gradient stay as they are, to the bit. `seed` orders the batches. Latents that were silent
+    for `dead_tokens` tokens are revived (unless that is 0) until the learning rate falls: later ones could not settle.
+    The curve has at most 100 rows, each the mean of every term, and of their sum `loss`, over the steps since the last
+    row, and the number of latents `revived` in them. Raises ValueError if the loss stops being finite.
     """
     assert isinstance(model, nn.Module)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=phase.lr, fused=True)
-    n_steps = phase.epochs * max(len(data) // phase.batch_size, 1)
-    curve, sums, since = [], None, 0
+    model.train()
+    n_steps = phase.n_steps(len(data))
+    generator = torch.Generator().manual_seed(seed)
+    curve, sums, since, n_revived = [], None, 0, 0
     with Progress(label, n_steps) as bar:
-        for step, rows in enumerate(_batches(len(data), phase, seed)):
+        for step, rows in enumerate(_batches(len(data), phase, generator)):
+            lr = learning_rate(step, n_steps, phase)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, n_steps, phase)
-            terms = objective(data.x(rows))
+                group["lr"] = lr
+            model.anneal(annealing_left(step, n_steps, phase))
+            x = data.x(rows)
+            terms = objective(x)
             loss = torch.stack(list(terms.values())).sum()
-            if not loss.isfinite():
-                raise ValueError(f"{label}: the loss is {loss.item()} at step {step + 1}; lower `{label}.lr`.")
-            if not loss.requires_grad:
-                raise ValueError(
-                    f"{label}: nothing to learn: the terms that reach the trained level all have weight 0."
-                )
+            _check_loss(label, loss, step)
             optimizer.zero_grad()
             loss.backward()
             model.project_gradient()
             optimizer.step()
             model.constrain()
+            if dead_tokens and step % REVIVE_EVERY == REVIVE_EVERY - 1 and lr == phase.lr:
+                n_revived += model.revive(x, dead_tokens, generator)
             values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).double()
             sums, since = values if sums is None else sums + values, since + 1
             if (step + 1) * LOG_POINTS // n_steps > step * LOG_POINTS // n_steps:
-                means = (sums / since).tolist()
-                curve.append({"step": step + 1, **dict(zip(["loss", *terms], means, strict=True))})
-                sums, since = None, 0
+                means = dict(zip(["loss", *terms], (sums / since).tolist(), strict=True))
+                curve.append({"step": step + 1, **means, "revived": n_revived})
+                sums, since, n_revived = None, 0, 0
             bar.advance(1, f"loss {curve[-1]['loss']:.4f}" if curve else "")
+    model.anneal(0.0)
+    model.eval()
     return curve
+
+
+def _check_loss(label: str, loss: Tensor, step: int) -> None:
+    if not loss.isfinite():
+        raise ValueError(f"{label}: the loss is {loss.item()} at step {step + 1}; lower the phase's `lr`.")
+    if not loss.requires_grad:
+        raise ValueError(f"{label}: nothing to learn: the terms that reach the trained level all have weight 0.")
 
 
 def learning_rate(step: int, n_steps: int, phase: Phase) -> float:
@@ -107,10 +138,17 @@ def learning_rate(step: int, n_steps: int, phase: Phase) -> float:
     return phase.lr * min(1.0, (n_steps - step) / decay_steps if decay_steps else math.inf)
 
 
-def _batches(n_tokens: int, phase: Phase, seed: int) -> Iterator[slice]:
+def annealing_left(step: int, n_steps: int, phase: Phase) -> float:
+    """From 1 linearly to 0 over the first `anneal_fraction` of the steps."""
+    anneal_steps = phase.anneal_fraction * n_steps
+    return max(1 - step / anneal_steps, 0.0) if anneal_steps else 0.0
+
+
+def _batches(n_tokens: int, phase: Phase, generator: torch.Generator) -> Iterator[slice]:
     """Contiguous batches of the shuffled tokens, in a fresh order every epoch, without the incomplete last one."""
-    generator = torch.Generator().manual_seed(seed)
     size = min(phase.batch_size, n_tokens)
-    for _ in range(phase.epochs):
-        for index in torch.randperm(n_tokens // size, generator=generator).tolist():
+    steps_left = phase.n_steps(n_tokens)
+    while steps_left > 0:
+        for index in torch.randperm(n_tokens // size, generator=generator).tolist()[:steps_left]:
             yield slice(index * size, (index + 1) * size)
+            steps_left -= 1

@@ -1,13 +1,12 @@
-"""Activations -> clusters as a dictionary. Argument: the method."""
+"""Activations -> a clustering or a matrix factorisation, to serve as a dictionary. Argument: the method."""
 
 import sys
 from pathlib import Path
 
 from hsae import run
-from hsae.clustering import ClusteringConfig, Clusters, fit_clusters
+from hsae.clustering import ClusteringConfig, fit_clusters
 from hsae.dictionary import DictionaryConfig
-from hsae.files import write_json, write_tensors
-from hsae.metrics import summarize
+from hsae.files import write_tensors
 from stages.files import read_store
 
 
@@ -17,12 +16,10 @@ def main(method: str) -> None:
         device = stage.device()
         config = stage.params(ClusteringConfig, "clustering_baseline")
         dictionary = stage.params(DictionaryConfig)
-        train, val = (read_store(stage, split, device) for split in ("train", "val"))
+        train = read_store(stage, "train", device)
         x = train.x(slice(0, config.fit_tokens)).cpu().numpy()
         tensors = fit_clusters(method, x, dictionary.widths(train.d_in), config, dictionary.seed)
         write_tensors(Path(f"models/{stage.name}.safetensors"), tensors)
-        metrics = summarize(Clusters.load(tensors, device).reconstruct, val.batches())
-        write_json(Path(f"metrics/{stage.name}.json"), metrics)
 
 
 if __name__ == "__main__":

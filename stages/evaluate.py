@@ -1,14 +1,14 @@
-"""All dictionaries -> metrics/evaluate.json: reconstruction, sparsity and loss recovered on the test split."""
+"""All dictionaries on the test split -> metrics/evaluate.json: reconstruction, sparsity and loss recovered."""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-from hsae import gpt, hierarchical, run, sae
-from hsae.clustering import Clusters
+from hsae import gpt, run, variants
+from hsae.clustering import load as load_clusters
 from hsae.evaluation import evaluate
-from hsae.files import read_tensors, write_json
+from hsae.files import read_json, read_tensors, write_json
 from stages.files import read_store
 
 
@@ -17,21 +17,22 @@ def main(flat: list[str], clustering: list[str]) -> None:
     with run.stage("evaluate") as stage:
         device = stage.device()
         model = gpt.load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
-        hsae = hierarchical.load(*read_tensors(stage.input("models/phase3.safetensors"))).to(device)
-        methods = {("hsae", "level1"): hsae.reconstruct_from_h1, ("hsae", "level2"): hsae.reconstruct_from_h2}
+        l0s = tuple(read_json(stage.input(f"models/l0/level{level}.json"))["l0"] for level in (1, 2))
+        methods = {}
         for name in flat:
             tensors, header = read_tensors(stage.input(f"models/flat_baseline/{name}.safetensors"))
-            methods["flat", name] = sae.load(tensors, header).to(device)
+            methods["flat", name] = variants.load(tensors, header).to(device).reconstruct
         for name in clustering:
             tensors, _ = read_tensors(stage.input(f"models/clustering_baseline/{name}.safetensors"))
-            methods["clustering", name] = Clusters.load(tensors, device).reconstruct
+            methods["clustering", name] = load_clusters(name, tensors, l0s, device).reconstruct
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         test = read_store(stage, "test", device)
         language_model, measured = evaluate(model, test, tokens, methods)
         result = {"language_model": {**language_model, "threads": torch.get_num_threads(), "device": device.type}}
+        hsae = read_json(stage.input("metrics/hsae.json"))
+        result["hsae"] = {level: hsae[level] for level in ("level1", "level2")}
         for (family, name), metrics in measured.items():
             result.setdefault(family, {})[name] = metrics
-        result["hsae"]["level2"]["fvu_h1"] = hierarchical.validate(hsae, test.batches())["level2"]["fvu_h1"]
         write_json(Path("metrics/evaluate.json"), result)
 
 

@@ -19,5 +19,5 @@ def read_store(stage: Stage, split: str, device: torch.device) -> Store:
 def write_trained(name: str, model: nn.Module, header: object, curve: list[dict[str, float]], metrics: object) -> None:
     """A trained autoencoder, its curve and its metrics on the validation split."""
     write_tensors(Path(f"models/{name}.safetensors"), model.state_dict(), header)
-    write_csv(Path(f"plots/{name}.csv"), pd.DataFrame(curve))
+    write_csv(Path(f"plots/{name}.csv"), pd.DataFrame(curve, columns=None if curve else ["step", "loss"]))
     write_json(Path(f"metrics/{name}.json"), metrics)

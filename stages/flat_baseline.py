@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from hsae import flat, run
-from hsae.dictionary import DictionaryConfig
+from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_json
 from hsae.flat import FlatConfig
 from hsae.metrics import summarize
@@ -26,14 +26,17 @@ def main(name: str, variant: str, level: int) -> None:
         # Level 1 trains in phases 1 and 3, level 2 in phases 2 and 3.
         phase, phase3 = stage.params(Phase, f"phase{level}"), stage.params(Phase, "phase3")
         phase = replace(phase, epochs=phase.epochs + phase3.epochs)
+        dead_tokens = stage.params(LatentConfig).dead_tokens
         l0 = read_json(stage.input(f"models/l0/level{level}.json"))["l0"]
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
         torch.manual_seed(dictionary.seed)
-        model = flat.build(variant, train.d_in, dictionary.widths(train.d_in)[level - 1], l0).to(device)
-        objective = flat.objective(model, l0, config.initial_beta)
+        model = flat.build(variant, train.d_in, dictionary.widths(train.d_in)[level - 1], l0, config.initial_beta).to(
+            device
+        )
+        objective = flat.objective(model, l0)
         with stage.checkpoints():
-            curve = fit(stage.name, model, train, objective, phase, dictionary.seed)
-        write_trained(stage.name, model, model.header(), curve, summarize(model, val.batches()))
+            curve = fit(stage.name, model, train, objective, phase, dictionary.seed, dead_tokens)
+        write_trained(stage.name, model, model.header(), curve, summarize(model.reconstruct, val.batches()))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Activations -> level 1 of the HSAE, trained alone."""
 
 import torch
+from torch import Tensor
 
-from hsae import run
-from hsae.dictionary import DictionaryConfig
+from hsae import run, variants
+from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.hierarchical import level1_objective
 from hsae.losses import Coefficients
 from hsae.metrics import summarize
-from hsae.sae import SAE
 from hsae.training import Phase, fit
 from stages.files import read_store, write_trained
 
@@ -19,12 +19,18 @@ def main() -> None:
         phase = stage.params(Phase, "phase1")
         c = stage.params(Coefficients)
         dictionary = stage.params(DictionaryConfig)
+        latents = stage.params(LatentConfig)
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
         torch.manual_seed(dictionary.seed)
-        model = SAE(train.d_in, dictionary.widths(train.d_in)[0]).to(device)
+        width = dictionary.widths(train.d_in)[0]
+        model = variants.build(latents.activation, train.d_in, width, k=latents.k1, beta=c.beta1).to(device)
+
+        def objective(x: Tensor) -> dict[str, Tensor]:
+            return level1_objective(model, x, c)
+
         with stage.checkpoints():
-            curve = fit("phase1", model, train, lambda x: level1_objective(model, x, c), phase, dictionary.seed)
-        write_trained("phase1", model, model.header(), curve, {"level1": summarize(model, val.batches())})
+            curve = fit("phase1", model, train, objective, phase, dictionary.seed, latents.dead_tokens)
+        write_trained("phase1", model, model.header(), curve, {"level1": summarize(model.reconstruct, val.batches())})
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """Level 1 -> the whole HSAE: level 2 is initialised from data and trained while level 1 is frozen."""
 
 import torch
+from torch import Tensor
 
-from hsae import run, sae
-from hsae.dictionary import DictionaryConfig
+from hsae import run, variants
+from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_tensors
 from hsae.hierarchical import HierarchicalSAE, objective, validate
 from hsae.losses import Coefficients
 from hsae.training import Phase, fit
 from stages.files import read_store, write_trained
-
-INIT_TOKENS = 16384
 
 
 def main() -> None:
@@ -20,14 +19,22 @@ def main() -> None:
         phase = stage.params(Phase, "phase2")
         c = stage.params(Coefficients)
         dictionary = stage.params(DictionaryConfig)
-        level1 = sae.load(*read_tensors(stage.input("models/phase1.safetensors")))
+        latents = stage.params(LatentConfig)
+        level1 = variants.load(*read_tensors(stage.input("models/phase1.safetensors")))
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
         torch.manual_seed(dictionary.seed)
-        model = HierarchicalSAE(level1, dictionary.widths(train.d_in)[1]).to(device)
-        model.init_level2(train.x(slice(0, INIT_TOKENS)))
+        width = dictionary.widths(train.d_in)[1]
+        level2 = variants.build(latents.activation, level1.d_sae, width, k=latents.k2, beta=c.beta2, nonnegative=True)
+        model = HierarchicalSAE(level1, level2).to(device)
+        if latents.init_tokens:
+            model.init_level2(train.x(slice(0, latents.init_tokens)))
         model.level1.requires_grad_(False)
+
+        def phase_objective(x: Tensor) -> dict[str, Tensor]:
+            return objective(model, x, c)
+
         with stage.checkpoints():
-            curve = fit("phase2", model, train, lambda x: objective(model, x, c), phase, dictionary.seed)
+            curve = fit("phase2", model, train, phase_objective, phase, dictionary.seed, latents.dead_tokens)
         write_trained("phase2", model, model.header(), curve, validate(model, val.batches()))
 
 

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from hsae import hierarchical, run
-from hsae.dictionary import DictionaryConfig
+from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_tensors, write_json
 from hsae.hierarchical import objective, validate
 from hsae.losses import Coefficients
@@ -18,10 +20,15 @@ def main() -> None:
         phase = stage.params(Phase, "phase3")
         c = stage.params(Coefficients)
         seed = stage.params(DictionaryConfig).seed
+        dead_tokens = stage.params(LatentConfig).dead_tokens
         model = hierarchical.load(*read_tensors(stage.input("models/phase2.safetensors"))).to(device)
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
+
+        def phase_objective(x: Tensor) -> dict[str, Tensor]:
+            return objective(model, x, c)
+
         with stage.checkpoints():
-            curve = fit("phase3", model, train, lambda x: objective(model, x, c), phase, seed)
+            curve = fit("phase3", model, train, phase_objective, phase, seed, dead_tokens)
         metrics = validate(model, val.batches())
         write_trained("phase3", model, model.header(), curve, metrics)
         for level, values in metrics.items():

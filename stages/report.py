@@ -12,6 +12,7 @@ from stages.files import read_store
 
 FIGURES = {
     "Sparsity against loss recovered": "frontier",
+    "Parents and children": "forest",
     "How often latents are active": "densities",
     "Level-2 decoder": "decoder",
     "Training of the autoencoders": "training_curves",
@@ -30,26 +31,29 @@ def main(curves: list[str]) -> None:
         test = read_store(stage, "test", device)
         h1, h2 = report.encode(hsae, test)
         rows = report.rows(evaluation)
+        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
+        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        edges = pd.read_csv(stage.input("plots/edges.csv"))
+        latents = report.hierarchy(edges, h1, h2, test, tokens, alphabet, settings)
         figures = {
             "train_transformer": plots.loss_curve(pd.read_csv(stage.input("plots/train_transformer.csv"))),
             "frontier": plots.frontier(rows, "ce_recovered_mean", "loss recovered (mean ablation)"),
             "densities": plots.densities(
                 report.densities({"HSAE level 1": h1, "HSAE level 2": h2}), settings.density_bins
             ),
+            "forest": plots.forest(report.forest(latents)),
             "decoder": plots.decoder_heatmap(hsae.level2.W_dec.detach().cpu().numpy()),
             "training_curves": plots.training_curves(_curves(stage, curves)),
         }
         for name, figure in figures.items():
             write_figure(Path(f"plots/{name}.png"), figure)
-        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
-        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
         html = report.page(
             corpus=corpus["name"],
             evaluation=evaluation,
             layer=test.layer,
             rows=rows.to_dict("records"),
             figures=[(title, report.data_uri(Path(f"plots/{name}.png"))) for title, name in FIGURES.items()],
-            latents=report.hierarchy(hsae, h1, h2, test, tokens, alphabet, settings),
+            latents=latents,
             sample=stage.input("models/transformer_sample.txt").read_text(encoding="utf-8"),
             params=config.flatten(config.read_params()),
         )

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from hsae.dictionary import DictionaryConfig
+from hsae import variants
+from hsae.dictionary import Activation, DictionaryConfig, LatentConfig
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,28 @@ def test_an_expansion_that_is_not_positive_and_finite_is_refused_by_name(value: 
         DictionaryConfig(0, value, 1.0)
     with pytest.raises(ValueError, match=f"`expansion2` must be above 0 and finite; not {value}"):
         DictionaryConfig(0, 1.0, value)
+
+
+@pytest.mark.parametrize("activation", Activation)
+def test_every_activation_is_a_kind_of_autoencoder_that_a_file_can_name(activation: Activation):
+    model = variants.build(activation, 3, 4, k=2, beta=0.1)
+    assert model.header()["kind"] == activation.value
+    assert type(model.header()["kind"]) is str
+
+
+LATENTS = {"activation": Activation.topk, "k1": 4, "k2": 2, "dead_tokens": 0, "init_tokens": 0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("k1", 0, "1 or above"),
+        ("k2", -1, "1 or above"),
+        ("dead_tokens", -1, "0 or above"),
+        ("init_tokens", -1, "0 or above"),
+    ],
+)
+def test_latent_settings_out_of_range_are_refused_by_name(key: str, value: int, allowed: str):
+    assert vars(LatentConfig(**LATENTS)) == LATENTS
+    with pytest.raises(ValueError, match=f"^`{key}` must be {allowed}; not {value}.$"):
+        LatentConfig(**{**LATENTS, key: value})

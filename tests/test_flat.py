@@ -5,28 +5,30 @@ import torch
 
 from hsae import flat, losses
 from hsae.flat import FlatConfig
-from hsae.sae import SAE, VARIANTS, TopKSAE
+from hsae.variants import VARIANTS, TopKSAE
+
+TOLD = [kind for kind, variant in VARIANTS.items() if issubclass(variant, TopKSAE)]
+STEERED = [kind for kind in VARIANTS if kind not in TOLD]
 
 
 @pytest.mark.parametrize(("target", "k"), [(3.4, 3), (3.6, 4), (0.2, 1), (99.0, 8)])
-def test_topk_gets_the_rounded_target_within_its_range(target: float, k: int):
-    model = flat.build("topk", 4, 8, target)
+@pytest.mark.parametrize("variant", TOLD)
+def test_the_topk_kinds_get_the_rounded_target_within_its_range(variant: str, target: float, k: int):
+    model = flat.build(variant, 4, 8, target, 0.1)
     assert isinstance(model, TopKSAE)
     assert model.k == k
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_built_in_the_size_asked_for(variant: str):
-    model = flat.build(variant, 4, 8, 2.0)
+    model = flat.build(variant, 4, 8, 2.0, 0.25)
     assert type(model) is VARIANTS[variant]
-    assert (model.d_in, model.d_sae) == (4, 8)
+    assert (model.d_in, model.d_sae, model.nonnegative, model.beta.item()) == (4, 8, False, 0.25)
 
 
 def test_an_unknown_variant_is_refused_with_the_list_of_those_there_are():
-    with pytest.raises(ValueError, match="`variant` must be one of relu_l1, topk") as refusal:
-        flat.build("gated", 4, 8, 2.0)
-    assert all(variant in str(refusal.value) for variant in VARIANTS)
-    assert "'gated'" in str(refusal.value)
+    with pytest.raises(ValueError, match=f"^`kind` must be one of {', '.join(VARIANTS)}; not 'relu_l1'.$"):
+        flat.build("relu_l1", 4, 8, 2.0, 0.1)
 
 
 def sparse_data(n: int) -> torch.Tensor:
@@ -38,16 +40,18 @@ def sparse_data(n: int) -> torch.Tensor:
     return x / x.std()
 
 
-@pytest.mark.parametrize("target", [2.0, 6.0])
-@pytest.mark.parametrize("initial_beta", [0.01, 0.1])
-def test_the_penalty_is_steered_until_as_many_latents_are_active_as_the_target_says(target: float, initial_beta: float):
+@pytest.mark.parametrize(("target", "initial_beta"), [(2.0, 0.01), (6.0, 0.1)])
+@pytest.mark.parametrize("variant", STEERED)
+def test_beta_is_steered_until_as_many_latents_are_active_as_the_target_says(
+    variant: str, target: float, initial_beta: float
+):
     torch.manual_seed(0)
-    x = sparse_data(256)
-    model = SAE(16, 32)
-    terms = flat.objective(model, target, initial_beta)
+    x = sparse_data(128)
+    model = flat.build(variant, 16, 32, target, initial_beta)
+    terms = flat.objective(model, target)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     l0 = []
-    for _ in range(500):
+    for _ in range(900):
         loss = torch.stack(list(terms(x).values())).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -60,34 +64,57 @@ def test_the_penalty_is_steered_until_as_many_latents_are_active_as_the_target_s
 
 def test_the_first_batch_is_penalised_by_the_initial_coefficient_and_the_next_by_the_steered_one():
     torch.manual_seed(0)
-    x, model = sparse_data(32), SAE(16, 32)
-    acts, x_hat = model(x)
-    l0, penalty = (acts > 0).sum().item() / 32, losses.l1(acts).item()
-    terms = flat.objective(model, 5.0, 0.01)
+    x, model = sparse_data(32), flat.build("relu", 16, 32, 5.0, 0.01)
+    out = model(x)
+    l0, penalty = (out.acts > 0).sum().item() / 32, losses.l1(out.acts).item()
+    terms = flat.objective(model, 5.0)
     first, second = terms(x), terms(x)
-    assert first["x_from_h1"].item() == pytest.approx(losses.mse(x_hat, x).item())
-    assert first["l1_h1"].item() == pytest.approx(0.01 * penalty)
-    assert second["l1_h1"].item() == pytest.approx(0.01 * (l0 / 5) ** 0.01 * penalty)
+    assert first["x_from_h1"].item() == pytest.approx(losses.mse(out.x_hat, x).item())
+    assert first["sparsity_h1"].item() == pytest.approx(0.01 * penalty)
+    assert second["sparsity_h1"].item() == pytest.approx(0.01 * (l0 / 5) ** 0.01 * penalty)
+    assert model.beta.item() == pytest.approx(0.01 * (l0 / 5) ** 0.01)
     assert l0 > 5
 
 
-def test_a_silent_autoencoder_leaves_the_penalty_finite_and_falling():
-    model = SAE(16, 32)
+@pytest.mark.parametrize("variant", STEERED)
+def test_a_silent_autoencoder_leaves_beta_positive_and_falling(variant: str):
+    model = flat.build(variant, 16, 32, 5.0, 1.0)
     model.b_enc.data.fill_(-100.0)
-    terms = flat.objective(model, 5.0, 1.0)
+    terms = flat.objective(model, 5.0)
     terms(torch.ones(4, 16))
-    model.b_enc.data.fill_(100.0)
-    acts = model.encode(torch.ones(4, 16))
-    beta = terms(torch.ones(4, 16))["l1_h1"].item() / losses.l1(acts).item()
-    assert 0.5 < beta < 1
+    terms(torch.ones(4, 16))
+    assert model.beta.item() == pytest.approx((1e-3 / 5) ** 0.01)
 
 
-def test_topk_is_trained_on_the_reconstruction_alone():
+@pytest.mark.parametrize("variant", ["threshold", "jumprelu"])
+def test_a_threshold_is_not_steered_before_it_has_come_down(variant: str):
+    model, x = flat.build(variant, 16, 32, 5.0, 0.01), sparse_data(32)
+    terms = flat.objective(model, 5.0)
+    model.anneal(0.01)
+    terms(x)
+    terms(x)
+    assert model.beta.item() == pytest.approx(0.01)
+    model.anneal(0.0)
+    terms(x)
+    assert model.beta.item() != pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("variant", TOLD)
+def test_the_topk_kinds_are_trained_on_the_reconstruction_alone(variant: str):
     torch.manual_seed(0)
-    x, model = sparse_data(32), flat.build("topk", 16, 32, 4.0)
-    terms = flat.objective(model, 4.0, 0.01)(x)
-    assert list(terms) == ["x_from_h1"]
-    assert terms["x_from_h1"].item() == pytest.approx(losses.mse(model(x).x_hat, x).item())
+    x, model = sparse_data(32), flat.build(variant, 16, 32, 4.0, 0.01)
+    terms = flat.objective(model, 4.0)(x)
+    assert terms["sparsity_h1"].item() == 0
+    assert terms["x_from_h1"].item() == pytest.approx(model.error(x, model(x)).item())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_terms_of_every_variant_are_those_of_the_same_autoencoder_in_the_hsae(variant: str):
+    torch.manual_seed(0)
+    x, model = sparse_data(32), flat.build(variant, 16, 32, 4.0, 0.3)
+    out = model(x)
+    expected = {"x_from_h1": model.error(x, out).item(), "sparsity_h1": model.sparsity(out, 16).item()}
+    assert {name: term.item() for name, term in flat.objective(model, 4.0)(x).items()} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, math.nan])

@@ -34,6 +34,19 @@ def assignment(W_dec: torch.Tensor) -> torch.Tensor:
     return losses.soft_assignment(W_dec)
 
 
+@pytest.fixture
+def children(acts: torch.Tensor) -> torch.Tensor:
+    """Which latents are active; one never is."""
+    on = acts > 0
+    on[:, 2] = False
+    return on
+
+
+@pytest.fixture
+def parents() -> torch.Tensor:
+    return random(N_TOKENS, N_GROUPS, seed=6).sigmoid()
+
+
 # Against naive loops
 
 
@@ -74,6 +87,17 @@ def test_group_sparsity_equals_a_naive_loop(acts: torch.Tensor, assignment: torc
         for g in range(N_GROUPS):
             total += math.sqrt(sum(assignment[i, g].item() * row[i] ** 2 for i in range(N_LATENTS)))
     assert losses.group_sparsity(acts, assignment).item() == pytest.approx(total / N_TOKENS)
+
+
+def test_coverage_equals_a_naive_loop(children: torch.Tensor, parents: torch.Tensor, assignment: torch.Tensor):
+    shares = []
+    for i in range(N_LATENTS):
+        tokens = [t for t in range(N_TOKENS) if children[t, i]]
+        if tokens:
+            p = [sum(parents[t, g].item() for t in tokens) / len(tokens) for g in range(N_GROUPS)]
+            shares.append(sum(assignment[i, g].item() * p[g] for g in range(N_GROUPS)))
+    assert len(shares) == N_LATENTS - 1
+    assert losses.coverage(children, parents, assignment).item() == pytest.approx(1 - sum(shares) / len(shares))
 
 
 # By hand
@@ -128,6 +152,40 @@ def test_soft_assignment_rows_sum_to_one_and_a_latent_without_parent_belongs_now
     assert found.tolist() == [[0.75, 0.25], [0.0, 0.0], [1.0, 0.0]]
 
 
+@pytest.mark.parametrize(
+    ("parents", "expected"),
+    [
+        ([[1, 1], [1, 1]], 0.0),
+        ([[1, 1], [1, 0]], 0.0),  # the second parent need not be active where none of its children is
+        ([[0, 0], [0, 0]], 1.0),
+        ([[0, 1], [1, 1]], 1 / 8),  # one child of four is covered on one of its two tokens
+        ([[1, 0.5], [1, 0]], 1 / 4),  # two children of four are half covered
+    ],
+)
+def test_coverage_of_hard_groups_by_hand(parents: list[list[float]], expected: float):
+    children = torch.tensor([[True, False, True, True], [True, True, False, False]])
+    found = losses.coverage(children, torch.tensor(parents).float(), HARD)
+    assert found.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_coverage_is_between_0_and_1(seed: int):
+    children = random(30, N_LATENTS, seed=seed) > 0.5
+    parents = random(30, N_GROUPS, seed=seed + 10).clamp(0, 1)
+    assignment = losses.soft_assignment(random(N_GROUPS, N_LATENTS, seed=seed + 20))
+    assert 0 < losses.coverage(children, parents, assignment).item() < 1
+    assert losses.coverage(children, torch.ones_like(parents), assignment).item() == pytest.approx(0, abs=1e-12)
+    assert losses.coverage(children, torch.zeros_like(parents), assignment).item() == 1
+    assert losses.coverage(torch.zeros_like(children), parents, assignment).item() == 1
+
+
+def test_in_coverage_a_rare_child_counts_as_much_as_a_frequent_one():
+    children = torch.tensor([[True, True], [True, False], [True, False], [True, False]])
+    parents = torch.tensor([[0.0, 1.0]] + 3 * [[1.0, 0.0]])
+    assert losses.coverage(children, parents, torch.eye(2)).item() == pytest.approx(1 - (0.75 + 1) / 2)
+    assert losses.coverage(children, parents, torch.eye(2).flip(0)).item() == pytest.approx(1 - (0.25 + 0) / 2)
+
+
 # Gradients
 
 
@@ -153,6 +211,23 @@ def test_gradients_of_cosine_grouping_are_right(directions: torch.Tensor, W_dec:
 
 def test_gradients_of_group_sparsity_are_right(acts: torch.Tensor, W_dec: torch.Tensor):
     assert gradcheck(lambda a, w: losses.group_sparsity(a, losses.soft_assignment(w)), acts + 0.1, W_dec)
+
+
+def test_gradients_of_coverage_are_right(children: torch.Tensor, parents: torch.Tensor, W_dec: torch.Tensor):
+    assert gradcheck(lambda p, w: losses.coverage(children, p, losses.soft_assignment(w)), parents, W_dec)
+
+
+def test_coverage_pulls_parents_up_where_their_children_are_and_children_to_parents_that_are_active():
+    children = torch.tensor([[True, False], [True, False]])
+    parents = torch.tensor([[0.9, 0.1], [0.9, 0.1]], requires_grad=True)
+    W_dec = torch.tensor([[0.5, 0.5], [0.5, 0.5]], requires_grad=True)
+    losses.coverage(children, parents, losses.soft_assignment(W_dec)).backward()
+    assert parents.grad is not None
+    assert W_dec.grad is not None
+    assert (parents.grad < 0).all()
+    # Only the active child's membership moves: to the first parent, away from the second.
+    assert W_dec.grad[0, 0] < 0 < W_dec.grad[1, 0]
+    assert W_dec.grad[:, 1].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("term", [losses.cosine_grouping, losses.group_sparsity])
@@ -188,7 +263,7 @@ def test_a_batch_of_silent_tokens_has_a_finite_zero_gradient():
 
 GOOD = {
     "beta1": 0.01, "beta2": 0.1, "lambda_cos": 0.0, "gamma_group": 0.5,
-    "weight_x_from_h1": 1.0, "weight_h1_from_h2": 1.0, "weight_x_from_h2": 1.0,
+    "weight_x_from_h1": 1.0, "weight_h1_from_h2": 1.0, "weight_x_from_h2": 1.0, "weight_coverage": 0.2,
     "level1_grad_scale": 0.1,
 }  # fmt: skip
 
@@ -203,6 +278,11 @@ def test_a_coefficient_that_is_negative_or_not_finite_is_refused_by_name(key: st
 def test_level_2_must_be_penalised_at_least_as_much_as_level_1():
     with pytest.raises(ValueError, match=r"`beta2` must be at least beta1 \(=0.2\); not 0.1"):
         Coefficients(**{**GOOD, "beta1": 0.2})
+
+
+def test_level_1_gets_no_more_than_the_whole_gradient():
+    with pytest.raises(ValueError, match="`level1_grad_scale` must be at most 1; not 1.1"):
+        Coefficients(**{**GOOD, "level1_grad_scale": 1.1})
 
 
 @pytest.mark.parametrize("changes", [{}, {"beta2": 0.01}, dict.fromkeys(GOOD, 0.0)])

@@ -83,32 +83,59 @@ def test_a_dead_latent_has_no_snippets(letters: Store):
 # The hierarchy
 
 
-def test_parents_are_those_of_most_activation_and_children_those_of_most_weight(letters: Store):
-    model = HierarchicalSAE(SAE(4, 5), 3)
-    with torch.no_grad():
-        model.level2.W_dec.copy_(torch.tensor([[0, 0, 1.0, 0, 0], [0.2, 0, 0, 0.8, 0.5], [0, 1.0, 0, 0, 0]]))
+EDGES = pd.DataFrame(
+    {
+        "parent": [0, 1, 1, 1, 2],
+        "child": [2, 0, 3, 4, 1],
+        "weight": [1.0, 0.2, 0.8, 0.5, 1.0],
+        "share": [1.0, 0.4, 0.9, 0.6, 1.0],
+        "p_parent_given_child": [0.5, 0.1, 0.7, 0.3, 1.0],
+    }
+)
+
+
+def trees(letters: Store) -> list[Latent]:
     h2 = torch.stack([planted({5: 1.0, 6: 1.0}), planted({30: 9.0}), planted({7: 0.5})], dim=1)
     h1 = torch.zeros(len(letters), 5)
     h1[17, 3] = 1.0
-    found = hierarchy(model, h1, h2, letters, TOKENS, ALPHABET, CONFIG)
+    return hierarchy(EDGES, h1, h2, letters, TOKENS, ALPHABET, CONFIG)
+
+
+def test_parents_are_those_of_most_activation_and_children_those_of_most_weight(letters: Store):
+    found = trees(letters)
     assert [latent.name for latent in found] == ["level 2, latent 1", "level 2, latent 0"]
     assert [child.name for child in found[0].children] == ["level 1, latent 3", "level 1, latent 4"]
-    assert [child.weight for child in found[0].children] == pytest.approx([0.8, 0.5])
-    # A latent of weight zero is nobody's child, however many are asked for.
+    assert [child.edge and child.edge["weight"] for child in found[0].children] == [0.8, 0.5]
     assert [child.name for child in found[1].children] == ["level 1, latent 2"]
     assert [latent.density for latent in found] == pytest.approx([1 / 60, 2 / 60])
     assert found[0].children[0].density == pytest.approx(1 / 60)
     assert [snippet.offset for snippet in found[0].children[0].snippets] == [FIRST + 14]
-    assert found[0].weight is None
+    assert found[0].edge is None
+
+
+def test_a_label_is_the_strongest_snippet_up_to_its_peak(letters: Store):
+    # Row 17 is offset 24, the letter y.
+    assert trees(letters)[0].children[0].label == "vwx[y]"
+    assert trees(letters)[0].children[1].label == "(never active)"
+    assert Latent("", 0.5, [Snippet(0, [("\n", 0.5), ("b", 1.0), ("c", 0.2)])], None, []).label == "⏎[b]"
+
+
+def test_the_forest_has_a_row_per_child(letters: Store):
+    rows = report.forest(trees(letters)).to_dict("records")
+    assert [row["child"] for row in rows] == ["3: vwx[y]", "4: (never active)", "2: (never active)"]
+    assert [row["share"] for row in rows] == [0.9, 0.6, 1.0]
+    assert [row["p_parent_given_child"] for row in rows] == [0.7, 0.3, 0.5]
+    assert len({row["parent"] for row in rows}) == 2
+    assert list(report.forest([]).columns) == ["parent", "child", "share", "p_parent_given_child"]
 
 
 def test_encode_gives_both_levels_activations_of_all_rows(letters: Store):
     torch.manual_seed(0)
-    model = HierarchicalSAE(SAE(4, 6), 3)
+    model = HierarchicalSAE(SAE(4, 6), SAE(6, 3, nonnegative=True))
     h1, h2 = report.encode(model, letters)
     out = model(letters.x(slice(None)))
-    torch.testing.assert_close(h1, out.h1.detach())
-    torch.testing.assert_close(h2, out.h2.detach())
+    torch.testing.assert_close(h1, out.level1.acts.detach())
+    torch.testing.assert_close(h2, out.level2.acts.detach())
 
 
 # Frames
@@ -173,7 +200,7 @@ HOSTILE = "<script src=http://evil.example/x.js>alert(1)</script>\"'><img src=//
 def page(tmp_path: Path, text: str = HOSTILE) -> str:
     (tmp_path / "figure.png").write_bytes(b"\x89PNG")
     snippet = Snippet(12, [(char, 0.5) for char in text])
-    child = Latent("level 1, latent 3", 0.5, [snippet], 0.75, [])
+    child = Latent("level 1, latent 3", 0.5, [snippet], {"weight": 0.75, "share": 0.6, "p_parent_given_child": 0.9}, [])
     return report.page(
         corpus=text,
         evaluation=EVALUATION,
