@@ -9,10 +9,12 @@ import pytest
 
 from tests.project import Project, stages_run
 
+LEVEL1 = {"relu_l1", "topk", "batchtopk", "jumprelu", "matryoshka", "gated"}
+LEVEL2 = {"relu_l1_level2", "topk_level2", "batchtopk_level2", "jumprelu_level2"}
 METHODS = {
     "hsae": {"level1", "level2"},
-    "flat": {"relu_l1", "topk", "relu_l1_level2", "topk_level2"},
-    "clustering": {"kmeans", "ward"},
+    "flat": LEVEL1 | LEVEL2,
+    "clustering": {"kmeans", "minibatch_kmeans", "ward", "gmm", "nmf", "pca"},
 }
 METRICS = {
     "l0",
@@ -23,16 +25,16 @@ METRICS = {
     "ce_recovered_mean",
     "kl_recovered_mean",
 }
-ALL_STAGES = {
-    "prepare_data", "train_transformer", "extract_activations", "phase1", "phase2", "phase3", "evaluate", "report",
-    "flat_baseline@relu_l1", "flat_baseline@topk", "flat_baseline@relu_l1_level2", "flat_baseline@topk_level2",
-    "clustering_baseline@kmeans", "clustering_baseline@ward",
-}  # fmt: skip
-AFTER_BETA2 = {"phase2", "phase3", "evaluate", "report"}
 RIVALS = {
-    "level1": {"flat_baseline@relu_l1", "flat_baseline@topk"},
-    "level2": {"flat_baseline@relu_l1_level2", "flat_baseline@topk_level2"},
+    level: {f"flat_baseline@{name}" for name in names} for level, names in (("level1", LEVEL1), ("level2", LEVEL2))
 }
+AFTER_BETA2 = {"phase2", "phase3", "evaluate_hsae", "evaluate", "report"}
+ALL_STAGES = (
+    {"prepare_data", "train_transformer", "extract_activations", "phase1", *AFTER_BETA2}
+    | RIVALS["level1"]
+    | RIVALS["level2"]
+    | {f"clustering_baseline@{method}" for method in METHODS["clustering"]}
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +118,10 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
     [
         ("phase2", {"betta2": 1}, "unknown key `betta2`; allowed: beta1, beta2"),
         ("phase2", {"beta2": "abc"}, "`beta2`: Value 'abc' of type 'str' could not be converted to Float"),
-        ("phase1", {"beta2": 0.001}, "`beta2` must be at least beta1 (=0.01); not 0.001"),
+        ("phase1", {"beta2": 0.001}, "`beta2` must be at least beta1 (=0.03); not 0.001"),
         ("extract_activations", {"extract_activations": {"layer": 2}}, "`extract_activations.layer` must be in 0..1"),
         ("phase1", {"expansion1": -8}, "`expansion1` must be above 0 and finite; not -8.0"),
-        ("phase1", {"phase1": {"epochs": 0}}, "`epochs` must be above 0; not 0"),
+        ("phase1", {"phase1": {"epochs": -1}}, "`epochs` must be finite and 0 or above; not -1"),
         ("phase1", {"phase1": {"epoch": 1}}, "unknown key `phase1.epoch`; allowed: epochs, batch_size"),
         ("prepare_data", {"prepare_data": {"corpus": "bible"}}, "shakespeare, shakespeare_char, enwik8"),
         ("prepare_data", {"prepare_data": {"corpus": "text_file"}}, "`path` must be the file to read"),

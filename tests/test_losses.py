@@ -281,7 +281,7 @@ def test_level_2_must_be_penalised_at_least_as_much_as_level_1():
 
 
 def test_level_1_gets_no_more_than_the_whole_gradient():
-    with pytest.raises(ValueError, match="`level1_grad_scale` must be at most 1; not 1.1"):
+    with pytest.raises(ValueError, match=r"`level1_grad_scale` must be at most 1; not 1\.1"):
         Coefficients(**{**GOOD, "level1_grad_scale": 1.1})
 
 

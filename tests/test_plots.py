@@ -210,3 +210,26 @@ def test_the_ticks_of_a_frontier_are_plain_numbers_between_the_decades(frontier_
     figure.canvas.draw()
     (left, right), labels = figure.axes[0].get_xlim(), figure.axes[0].get_xticklabels()
     assert [label.get_text() for label in labels if left <= label.get_position()[0] <= right] == ["10", "20"]
+
+
+def test_the_forest_has_a_line_per_child_as_wide_as_its_share_and_says_p():
+    trees = pd.DataFrame(
+        {
+            "parent": ["1: th[e]", "1: th[e]", "4: $x$[_]"],
+            "child": ["7: the[n]", "9: the[y]", "2: a[b]"],
+            "share": [0.5, 1.0, 0.25],
+            "p_parent_given_child": [0.25, 1.0, 0.5],
+        }
+    )
+    (axes,) = plots.forest(trees).axes
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["1: th[e]", "0.25  7: the[n]", "1.00  9: the[y]", "4: $x$[_]", "0.50  2: a[b]"]
+    widths = [line.get_linewidth() for line in axes.get_lines()]
+    assert widths == [3.5, 6.0, 2.25]
+    assert len({str(line.get_color()) for line in axes.get_lines()}) == 3
+
+
+def test_a_forest_without_trees_is_an_empty_picture():
+    columns = ["parent", "child", "share", "p_parent_given_child"]
+    (axes,) = plots.forest(pd.DataFrame(columns=columns)).axes
+    assert len(axes.texts) == len(axes.get_lines()) == 0

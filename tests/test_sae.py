@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hsae.sae import SAE
+from hsae.sae import SAE, first_below
 
 D_IN, D_SAE = 5, 9
 
@@ -152,6 +152,13 @@ def test_initialisation_from_fewer_tokens_than_latents_is_refused(x: torch.Tenso
         SAE(D_IN, 21).init_from_data(x)
 
 
+def test_the_first_below_is_exceeded_by_a_share_of_the_rows_and_by_one_at_least():
+    responses = torch.stack([torch.arange(10.0), -torch.arange(10.0)], dim=1)[torch.randperm(10)]
+    assert first_below(responses, 0.3).tolist() == [6, -3]
+    assert first_below(responses, 0.01).tolist() == [8, -1]
+    assert first_below(responses[:1], 0.3).tolist() == responses[0].tolist()
+
+
 # Idle tokens
 
 
@@ -237,7 +244,7 @@ def test_a_revived_latent_answers_about_a_hundredth_of_the_batch():
     model, x = dying(), rows(2000)
     revive(model, x)
     for n_active in (model.encode(x)[:, DEAD] > 0).sum(0).tolist():
-        assert 2000 * SAE.REVIVED_DENSITY == pytest.approx(n_active, abs=1)
+        assert n_active == pytest.approx(2000 * SAE.REVIVED_DENSITY, abs=1)
 
 
 @pytest.mark.parametrize("n", [8, 32, 64, 128])
@@ -252,6 +259,13 @@ def test_only_the_revived_latents_counters_start_again():
     model = dying()
     revive(model, rows(300))
     assert model.idle_tokens.tolist() == [0, 1, 0, 3, 4, 0, 6, 7, 8]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_revival_leaves_the_mode_as_it_is(training: bool):
+    model = dying().train(training)
+    assert revive(model, rows(300)) == 2
+    assert model.training == training
 
 
 def test_revival_repeats_to_the_bit_for_a_generators_seed_and_not_for_another():
