@@ -85,7 +85,6 @@ def summarize(graph: Graph, W_dec: Float[Tensor, "child d_in"]) -> dict[str, flo
     - p_parent_given_child_null: the same, expected when the parents are shuffled over the children
     - with_parent: share of the level-1 latents that have one
     - parents, children_per_parent: number of latents with children, and how many they have on average
-    - sibling_phi: mean phi coefficient of two children of one parent (decoder only)
     - explained_by_parent: mean cosine, in the space of x, of a parent's decoder direction and the mean contribution of
       its children while it is active: co-activation alone gives false pairs (Tree SAE, arXiv 2605.07922)
     - top_share: mean share of a child's incoming decoder weight that its first parent holds

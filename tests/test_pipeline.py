@@ -68,7 +68,10 @@ def test_training_never_imports_a_variant():
 
 def test_the_committed_parameters_are_known_to_the_pipeline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    assert {name.split(".")[0] for name in config.flatten(config.read_params())} >= set(STAGES) - {"evaluate", "evaluate_hsae"}
+    assert {name.split(".")[0] for name in config.flatten(config.read_params())} >= set(STAGES) - {
+        "evaluate",
+        "evaluate_hsae",
+    }
 
 
 def test_params_yaml_holds_no_interpolation():
