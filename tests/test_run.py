@@ -23,6 +23,7 @@ beta1: 0.01
 beta2: 0.1
 lambda_cos: 0.0
 gamma_group: 0.0
+weight_coverage: 0.0
 weight_x_from_h1: 1.0
 weight_h1_from_h2: 1.0
 weight_x_from_h2: 1.0
