@@ -14,6 +14,12 @@ CONTEXT = 6
 N_VOCAB = 5
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Modules draw their initial weights from the global generator: the same ones in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def gpt() -> GPT:
     """A random transformer whose weights are large enough for every token to matter."""

@@ -23,6 +23,8 @@ def model() -> HierarchicalSAE:
         model.level1.b_enc[-1] = -100
         model.level2.W_enc.copy_(torch.randn(N_CHILDREN, N_PARENTS, generator=generator))
         model.level2.b_enc[-1] = -100
+        model.level2.W_dec.copy_(torch.rand(N_PARENTS, N_CHILDREN, generator=generator))
+        model.level2.constrain()
     return model.eval()
 
 
