@@ -24,7 +24,7 @@ class DictionaryConfig:
 
 
 class Activation(StrEnum):
-    """Activation kinds of the HSAE's levels (hsae/sae.py)."""
+    """Activation kinds of the HSAE's levels (hsae/variants.py)."""
 
     relu = "relu"
     topk = "topk"

@@ -29,6 +29,10 @@ class Graph:
     mean_child: Float[Tensor, "parent child"]
     """Mean activation of the child over the tokens on which the parent is active."""
     n_tokens: int
+    groups: float
+    """Number of groups, children of one parent by the decoder, with an active child: mean over tokens."""
+    groups_null: float
+    """The same where the parents are shuffled over the children."""
 
     @property
     def p_parent_given_child(self) -> Float[Tensor, "parent child"]:
@@ -63,6 +67,10 @@ class Graph:
 def measure(model: HierarchicalSAE, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Graph:
     """The graph of a model on some tokens."""
     both, total, parent_active, child_active, n_tokens = 0.0, 0.0, 0.0, 0.0, 0
+    weight = model.level2.W_dec.detach()
+    own = torch.nn.functional.one_hot(weight.argmax(0), len(weight)).to(weight) * (weight.max(0).values > 0)[:, None]
+    shuffled = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))]
+    groups = torch.zeros(2, dtype=torch.float64)
     for x in batches:
         out = model(x)
         h1, h2 = out.level1.acts, out.level2.acts
@@ -70,12 +78,20 @@ def measure(model: HierarchicalSAE, batches: Iterable[Float[Tensor, "_ d_in"]]) 
         both = both + (on2.T @ on1).double()
         total = total + (on2.T @ h1).double()
         parent_active, child_active = parent_active + on2.double().sum(0), child_active + on1.double().sum(0)
+        groups += torch.stack([(on1 @ members > 0).sum() for members in (own, shuffled)]).double().cpu()
         n_tokens += len(x)
     parent_active = torch.as_tensor(parent_active)
     mean_child = torch.as_tensor(total) / parent_active.clamp(min=1)[:, None]
-    weight = model.level2.W_dec.detach().double()
-    tensors = (weight, both, parent_active, child_active, mean_child)
-    return Graph(*[torch.as_tensor(tensor).cpu() for tensor in tensors], n_tokens=n_tokens)
+    return Graph(
+        weight=weight.double().cpu(),
+        both=torch.as_tensor(both).cpu(),
+        parent_active=parent_active.cpu(),
+        child_active=torch.as_tensor(child_active).cpu(),
+        mean_child=mean_child.cpu(),
+        n_tokens=n_tokens,
+        groups=groups[0].item() / max(n_tokens, 1),
+        groups_null=groups[1].item() / max(n_tokens, 1),
+    )
 
 
 def summarize(graph: Graph, W_dec: Float[Tensor, "child d_in"]) -> dict[str, float]:
@@ -88,8 +104,12 @@ def summarize(graph: Graph, W_dec: Float[Tensor, "child d_in"]) -> dict[str, flo
     - explained_by_parent: mean cosine, in the space of x, of a parent's decoder direction and the mean contribution of
       its children while it is active: co-activation alone gives false pairs (Tree SAE, arXiv 2605.07922)
     - top_share: mean share of a child's incoming decoder weight that its first parent holds
+    - sibling_cosine: mean cosine of the decoder directions of two different children of one parent, over all such
+      pairs; its null is the mean over all pairs of children
+    - groups, groups_null: number of groups (children of one parent) that are active on a token, and the same when the
+      parents are shuffled over the children
     """
-    result = {}
+    result = {"groups": graph.groups, "groups_null": graph.groups_null}
     for by in ("decoder", "coactivation"):
         parents = graph.parents(by)
         result |= {f"{name}_{by}": value for name, value in _coverage(graph, parents).items()}
@@ -98,7 +118,10 @@ def summarize(graph: Graph, W_dec: Float[Tensor, "child d_in"]) -> dict[str, flo
     if not children.any():
         return result
     result["top_share"] = graph.share.max(0).values[children].mean().item()
-    result["explained_by_parent"] = _explained(graph, parents, W_dec.detach().cpu().double())
+    W_dec = W_dec.detach().cpu().double()
+    result["explained_by_parent"] = _explained(graph, parents, W_dec)
+    result["sibling_cosine"] = _mean_cosine(W_dec[children], parents[children])
+    result["sibling_cosine_null"] = _mean_cosine(W_dec[children], torch.zeros_like(parents[children]))
     return result
 
 
@@ -126,6 +149,16 @@ def _explained(graph: Graph, parents: Int[Tensor, " child"], W_dec: Float[Tensor
     directions = graph.weight @ W_dec
     cosines = torch.nn.functional.cosine_similarity(directions, contributions, dim=1)
     return cosines[belongs.any(1)].mean().item()
+
+
+def _mean_cosine(directions: Float[Tensor, "child d_in"], groups: Int[Tensor, " child"]) -> float:
+    """Mean cosine over all pairs of different rows of the same group; 0 without any pair."""
+    unit = torch.nn.functional.normalize(directions, dim=1)
+    members = (groups == groups.unique()[:, None]).to(unit)
+    sizes = members.sum(1)
+    # Over ordered pairs, a row with itself left out: sum u_i.u_j = ||sum u_i||^2 - sum ||u_i||^2.
+    total = (members @ unit).square().sum() - unit.square().sum()
+    return (total / (sizes * (sizes - 1)).sum().clamp(min=1)).item()
 
 
 def edges(graph: Graph) -> pd.DataFrame:

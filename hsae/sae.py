@@ -143,16 +143,19 @@ class SAE(nn.Module):
         ones would be revived larger still. Adam's first moments of a dead latent have decayed by then, so its state
         need not be touched.
         """
-        dead = (self.idle_tokens >= dead_tokens).nonzero()[:, 0][: len(x)]
+        dead = (self.idle_tokens >= dead_tokens).nonzero()[:, 0]
         if not len(dead):
             return 0
         was_training = self.training
         error = x - self.eval().reconstruct(x)[1]
         self.train(was_training)
-        weights = error.square().sum(1).clamp(min=1e-12).cpu()
+        missing = error.clamp(min=0) if self.nonnegative else error
+        weights = missing.square().sum(1).cpu()
+        dead = dead[: weights.count_nonzero()]  # a token without error has no direction to give
+        if not len(dead):
+            return 0
         rows = torch.multinomial(weights, len(dead), generator=generator).to(x.device)
-        directions = error[rows].clamp(min=0) if self.nonnegative else error[rows]
-        directions = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-8)
+        directions = missing[rows] / missing[rows].norm(dim=1, keepdim=True)
         centred = x - x.mean(0)
         covariance = centred.T @ centred / len(x)
         covariance.diagonal().add_(0.1 * covariance.diagonal().mean() + 1e-6)

@@ -208,10 +208,6 @@ class MatryoshkaSAE(BatchTopKSAE):
     kind = "matryoshka"
     PREFIXES = (16, 8, 4, 2, 1)
 
-    def reconstruct(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
-        """Activations and reconstruction: the SAE as a dictionary to be evaluated."""
-        return self(x)[:2]
-
     def error(self, x: Float[Tensor, "batch d_in"], out: SAEOutput) -> Float[Tensor, ""]:
         """Mean over prefixes of their squared errors."""
         ends = [max(self.d_sae // share, 1) for share in self.PREFIXES]

@@ -228,6 +228,21 @@ def test_the_token_that_was_reconstructed_worst_is_answered_by_the_size_of_its_e
     assert model.encode(x)[7, 4].item() == pytest.approx(error.norm().item(), rel=1e-3)
 
 
+def test_tokens_without_error_give_no_direction():
+    model = SAE(2, 4, nonnegative=True)
+    model.W_dec.data.copy_(torch.tensor([[0.6, 0.8]]).repeat(4, 1))
+    model.b_enc.data.fill_(-100.0)
+    model.idle_tokens.fill_(1000)
+    before = state(model)
+    assert revive(model, torch.tensor([[0.0, 0.0], [-1.0, -2.0]]).repeat(50, 1)) == 0
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    # One token of a hundred has a positive error: one latent can be revived.
+    assert revive(model, torch.tensor([[0.0, 0.0], [-1.0, -2.0]] * 49 + [[3.0, -1.0], [0.0, -1.0]])) == 1
+    assert model.W_dec[0].tolist() == [1, 0]
+    torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(4))
+
+
 def test_tokens_are_drawn_with_probability_proportional_to_their_squared_error():
     x = torch.cat([torch.tensor([[1.0, 0.0]]).repeat(100, 1), torch.tensor([[0.0, 3.0]]).repeat(100, 1)])
     chosen = []

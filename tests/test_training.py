@@ -312,6 +312,7 @@ def test_parameters_that_need_no_gradient_stay_as_they_are_to_the_bit():
         ((math.inf, 1, 0.1, 0.0, 0.0), "`epochs` must be finite and 0 or above; not inf"),
         ((1, 0, 0.1, 0.0, 0.0), "`batch_size` must be above 0; not 0"),
         ((1, 1, math.nan, 0.0, 0.0), "`lr` must be above 0; not nan"),
+        ((1, 1, math.inf, 0.0, 0.0), "`lr` must be finite; not inf"),
         ((1, 1, 0.1, 1.5, 0.0), r"`decay_fraction` must be in \[0, 1\]; not 1.5"),
         ((1, 1, 0.1, 0.0, -0.1), r"`anneal_fraction` must be in \[0, 1\]; not -0.1"),
     ],
