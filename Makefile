@@ -1,5 +1,6 @@
 # `make repro` and `make test` do everything from nothing; the rest are for those who change the code.
 PYTHON ?= python3
+JOBS ?= 1
 BIN := .venv/bin
 
 repro: .venv/installed  ## install, then run the pipeline: the report is report.html
@@ -14,6 +15,9 @@ check: .venv/installed  ## lint, formatting and types, then the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
+
+ablations frontier: .venv/installed  ## run a sweep of hsae/sweeps, JOBS experiments at a time, and collect it
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m hsae.sweep $@ --jobs $(JOBS)
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: hsae needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -31,4 +35,4 @@ lock:  ## write requirements.lock anew from pyproject.toml (torch first: later p
 readme: .venv/installed  ## make the results table of README.md equal to metrics/
 	$(BIN)/python -m hsae.readme
 
-.PHONY: repro test check lock readme
+.PHONY: repro test check ablations frontier lock readme

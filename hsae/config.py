@@ -74,11 +74,10 @@ def check(name: str, value: object, allowed: str, ok: bool) -> None:
 
 
 def check_positive(config: object, names: Iterable[str]) -> None:
-    """Refuse the first of the named attributes that is not above zero, or infinite."""
+    """Refuse the first of the named attributes that is not above zero."""
     for name in names:
         value = getattr(config, name)
         check(name, value, "above 0", value > 0)
-        check(name, value, "finite", value < float("inf"))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

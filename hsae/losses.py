@@ -21,6 +21,8 @@ from torch import Tensor
 
 from hsae.config import check
 
+SHARPNESS = 4
+
 
 @dataclass
 class Coefficients:
@@ -62,9 +64,13 @@ def l1(acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, ""]:
 def soft_assignment(W_dec: Float[Tensor, "group latent"]) -> Float[Tensor, "latent group"]:
     """Membership of each level-1 latent in the group of each level-2 latent; rows sum to 1 (0 without any parent).
 
-    A[i, g] = |W_dec[g, i]| / sum_g |W_dec[g, i]|. It is differentiable in the level-2 decoder, so groups are learned.
+    A[i, g] = |W_dec[g, i]|^4 / sum_g |W_dec[g, i]|^4, differentiable in the level-2 decoder: groups are learned. The
+    power is for reconstruction's sake: a latent may lend a little to many level-2 latents, and belongs to the few that
+    it lends most.
     """
     strength = W_dec.abs().T
+    # Relative to the largest: fourth powers of small weights would underflow. The quotient does not notice.
+    strength = (strength / strength.detach().amax(1, keepdim=True).clamp(min=1e-8)) ** SHARPNESS
     return strength / strength.sum(1, keepdim=True).clamp(min=1e-8)
 
 

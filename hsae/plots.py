@@ -44,7 +44,10 @@ def frontier(results: pd.DataFrame, y: str, label: str) -> Figure:
     """L0 against `y` for all dictionaries. Columns: method, latents, l0 and `y`."""
     names = [f"{row['method']} ({row['latents']} latents)" for row in results.to_dict("records")]
     figure, axes = _axes(7, 5)
-    sns.scatterplot(results.assign(dictionary=names), x="l0", y=y, hue="dictionary", style="dictionary", s=140, ax=axes)
+    sns.scatterplot(
+        results.assign(dictionary=names), x="l0", y=y, hue="dictionary", style="dictionary", s=140, ax=axes,
+        palette=_colors(len(names)),
+    )  # fmt: skip
     axes.set(xscale="log", xlabel="L0: active latents per token (log scale)", ylabel=label)
     axes.set_title("Sparsity against loss recovered: up and left is better")
     sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), title=None)
@@ -119,6 +122,7 @@ def frontiers(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
     grid = sns.relplot(
         tidy, x="l0", y="value", row="level", col="quantity", hue="method", style="method", kind="line", estimator=None,
         markers=True, markersize=8, height=3.4, aspect=1.2, facet_kws={"sharex": "row", "sharey": False},
+        palette=_colors(len(points["method"].unique())),
     )  # fmt: skip
     grid.set_titles("level {row_name}").set_xlabels("L0: active latents per token (log scale)")
     for (_, quantity), axes in grid.axes_dict.items():
@@ -180,6 +184,12 @@ def forest(trees: pd.DataFrame) -> Figure:
     )
     axes.set_axis_off()
     return figure
+
+
+def _colors(n: int) -> list[tuple[float, float, float]]:
+    """The colour-blind-safe palette, over and over: beyond its ten colours markers tell methods apart."""
+    palette = sns.color_palette("colorblind")
+    return [palette[i % len(palette)] for i in range(n)]
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:

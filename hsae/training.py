@@ -14,6 +14,7 @@ from hsae.progress import Progress
 
 LOG_POINTS = 100
 REVIVE_EVERY = 20
+REVIVE_DOWN_TO = 0.3  # of the learning rate: what is revived later cannot settle any more
 
 
 @dataclass
@@ -86,7 +87,7 @@ def fit(
     """Minimise the sum of the terms that `objective` returns, with Adam, and return the curve.
 
     Parameters that need no gradient stay as they are, to the bit. `seed` orders the batches. Latents that were silent
-    for `dead_tokens` tokens are revived (unless that is 0) until the learning rate falls: later ones could not settle.
+    for `dead_tokens` tokens are revived (unless that is 0) until the learning rate has fallen to a third or so.
     The curve has at most 100 rows, each the mean of every term, and of their sum `loss`, over the steps since the last
     row, and the number of latents `revived` in them. Raises ValueError if the loss stops being finite.
     """
@@ -111,7 +112,7 @@ def fit(
             model.project_gradient()
             optimizer.step()
             model.constrain()
-            if dead_tokens and step % REVIVE_EVERY == REVIVE_EVERY - 1 and lr == phase.lr:
+            if dead_tokens and step % REVIVE_EVERY == REVIVE_EVERY - 1 and lr >= REVIVE_DOWN_TO * phase.lr:
                 n_revived += model.revive(x, dead_tokens, generator)
             values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).double()
             sums, since = values if sums is None else sums + values, since + 1

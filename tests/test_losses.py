@@ -65,7 +65,7 @@ def test_soft_assignment_equals_a_naive_loop():
     W_dec = random(N_GROUPS, N_LATENTS, seed=3)
     found = losses.soft_assignment(W_dec)
     for i in range(N_LATENTS):
-        strengths = [abs(W_dec[g, i].item()) for g in range(N_GROUPS)]
+        strengths = [abs(W_dec[g, i].item()) ** 4 for g in range(N_GROUPS)]
         assert found[i].tolist() == pytest.approx([strength / sum(strengths) for strength in strengths])
 
 
@@ -147,9 +147,14 @@ def test_group_sparsity_prefers_few_groups_at_the_same_energy():
 
 
 def test_soft_assignment_rows_sum_to_one_and_a_latent_without_parent_belongs_nowhere():
-    W_dec = torch.tensor([[3.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
+    W_dec = torch.tensor([[2.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
     found = losses.soft_assignment(W_dec)
-    assert found.tolist() == [[0.75, 0.25], [0.0, 0.0], [1.0, 0.0]]
+    torch.testing.assert_close(found, torch.tensor([[16 / 17, 1 / 17], [0.0, 0.0], [1.0, 0.0]]))
+
+
+def test_soft_assignment_of_tiny_weights_is_that_of_their_ratios():
+    W_dec = torch.tensor([[2e-7], [1e-7]])
+    torch.testing.assert_close(losses.soft_assignment(W_dec), torch.tensor([[16 / 17, 1 / 17]]))
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,12 @@ def test_params_yaml_holds_no_interpolation():
 
 def test_every_output_lies_where_git_or_dvc_expects_it():
     for name, stage in STAGES.items():
-        for out in stage.get("outs", []):
+        for out in [*stage.get("outs", []), *stage.get("plots", [])]:
             path, cached = (out, True) if isinstance(out, str) else (next(iter(out)), next(iter(out.values()))["cache"])
             assert path.startswith(("data/", "models/", "report.html") if cached else "plots/"), (name, path)
+
+
+def test_a_stage_that_trains_can_be_taken_from_the_run_cache():
+    for name, stage in STAGES.items():
+        uncached = [out for out in stage.get("outs", []) if not isinstance(out, str)]
+        assert not uncached or name == "report", (name, uncached)

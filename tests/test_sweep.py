@@ -1,0 +1,407 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from hsae import experiments, presets, sweep
+from hsae.config import flatten
+from hsae.experiments import Recipe
+from hsae.losses import Coefficients
+from hsae.statistics import paired_comparison
+from hsae.sweep import Ablations, Claim, Frontier, collect, compare, judge, load, main, matched, points, summarize, tidy
+from hsae.training import Phase
+
+ROOT = Path(__file__).resolve().parent.parent
+PARAMS = {"seed": 0, "beta1": 0.01, "phase1.epochs": 2.0, "phase2.epochs": 1.0}
+
+
+def ablations(**changes: Any) -> Ablations:
+    values = {
+        "target": "evaluate_hsae",
+        "metrics": "metrics/hsae.json",
+        "seeds": [0, 1],
+        "budget": {"phase1.epochs": 1.0},
+        "conditions": {"reference": {}, "off": {"beta1": 0.0}, "long": {"phase1": {"epochs": 3.0}}},
+        "headline": {"level1.fvu": "level 1: FVU", "level1.l0": "level 1: L0"},
+        "reference": "reference",
+        "claims": [],
+    }
+    return Ablations(**{**values, **changes})
+
+
+def frontier(**changes: Any) -> Frontier:
+    values = {
+        "target": "evaluate",
+        "metrics": "metrics/evaluate.json",
+        "seeds": [0],
+        "budget": {},
+        "conditions": {"dense": {}, "sparse": {"beta1": 1.0}},
+        "headline": {"fvu": "FVU", "dead_fraction": "dead"},
+        "matched_l0": {"level1": [4, 100], "level2": [2]},
+    }
+    return Frontier(**{**values, **changes})
+
+
+def test_every_condition_is_run_from_every_seed_and_seeds_of_a_condition_stand_together():
+    runs = ablations().runs(PARAMS)
+    assert [*runs] == [("reference", 0), ("reference", 1), ("off", 0), ("off", 1), ("long", 0), ("long", 1)]
+    assert runs["off", 1] == {"phase1.epochs": 1.0, "beta1": 0.0, "seed": 1}
+
+
+def test_a_condition_goes_before_its_preset_and_that_before_the_budget(monkeypatch: pytest.MonkeyPatch):
+    of_preset = {"phase1.epochs": 20.0, "beta1": 0.1}
+    monkeypatch.setattr(presets, "overrides", lambda choices: of_preset if choices == ["run=run_1"] else {})
+    conditions = {"reference": {"preset": "run_1"}, "own": {"preset": "run_1", "phase1.epochs": 5.0}}
+    swept = ablations(conditions=conditions, budget={"phase1.epochs": 1.0, "phase2.epochs": 0.5})
+    assert swept.overrides("reference", PARAMS) == {"phase1.epochs": 20.0, "phase2.epochs": 0.5, "beta1": 0.1}
+    assert swept.overrides("own", PARAMS) == {"phase1.epochs": 5.0, "phase2.epochs": 0.5, "beta1": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ({"phase1.epoch": 1}, "condition off: `phase1.epoch` is no key of params.yaml."),
+        ({"phase1": {"epoch": 1}}, "condition off: `phase1.epoch` is no key of params.yaml."),
+        ({"phase1": 1}, "condition off: `phase1` is no key of params.yaml."),
+        ({"seed": 3}, "condition off: `seed` is set by `seeds`."),
+        ({"preset": "run_9"}, "condition off: no preset `run=run_9`; allowed: "),
+    ],
+)
+def test_what_a_condition_cannot_change_is_refused_with_its_name(condition: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        ablations(conditions={"reference": {}, "off": condition}).runs(PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "`seeds` must be at least one, each once; not []"),
+        ({"seeds": [1, 1]}, "`seeds` must be at least one, each once; not [1, 1]"),
+        ({"conditions": {"No cosine": {}}}, "`conditions` must be named in lower case, digits and _; not 'No cosine'"),
+        ({"reference": "gone"}, "`reference` must be one of the conditions reference, off, long; not 'gone'"),
+        ({"claims": [Claim("gone", "level1.l0", "up")]}, "`claims.condition` must be one of off, long; not 'gone'"),
+        ({"claims": [Claim("reference", "level1.l0", "up")]}, "`claims.condition` must be one of off, long; not"),
+        ({"claims": [Claim("off", "l0", "up")]}, "`claims.metric` must be one of level1.fvu, level1.l0; not 'l0'"),
+        ({"claims": [Claim("off", "level1.l0", "left")]}, "`claims.direction` must be up or down; not 'left'"),
+    ],
+)
+def test_a_bad_description_is_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ablations(**changes)
+
+
+def test_a_frontier_knows_two_levels():
+    with pytest.raises(ValueError, match="`matched_l0` must be level1 or level2; not 'level3'"):
+        frontier(matched_l0={"level3": [1]})
+
+
+def committed_params() -> dict[str, Any]:
+    return flatten(OmegaConf.to_container(OmegaConf.load(ROOT / "params.yaml")))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("name", sweep.SCHEMAS)
+def test_the_committed_sweeps_change_what_there_is_to_values_that_the_schemas_take(name: str):
+    params = committed_params()
+    runs = load(name).runs(params)
+    for overrides in runs.values():
+        values = params | overrides
+        Coefficients(**{key: values[key] for key in Coefficients.__annotations__})
+        for phase in ("phase1", "phase2", "phase3"):
+            Phase(**{key: values[f"{phase}.{key}"] for key in Phase.__annotations__})
+    shared = ("device", "threads", "prepare_data", "train_transformer", "extract_activations")
+    assert not [key for overrides in runs.values() for key in overrides if key.split(".")[0] in shared]
+
+
+def test_conditions_without_a_phase_give_each_level_no_fewer_tokens_than_the_reference():
+    seen = {}
+    for (condition, _), overrides in load("ablations").runs(committed_params()).items():
+        first, second, both = (overrides[f"phase{i}.epochs"] for i in (1, 2, 3))
+        seen[condition] = (first + both, second + both)
+    reference = seen["reference"]
+    assert seen["no_phase2"] == seen["no_phase3"] == reference
+    for condition in ("no_phase1", "all_off", "no_x_from_h1"):
+        assert seen[condition][0] == reference[0]
+        assert seen[condition][1] >= reference[1]
+
+
+def test_a_description_with_an_unknown_or_missing_key_or_no_yaml_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
+    good = OmegaConf.to_container(OmegaConf.load(ROOT / "hsae/sweeps/frontier.yaml"))
+    assert isinstance(good, dict)
+    bad = {"bugdet": OmegaConf.to_yaml({**good, "bugdet": {}}), "seeds": OmegaConf.to_yaml({**good, "seeds": ["x"]})}
+    bad |= {"metrics": OmegaConf.to_yaml({k: v for k, v in good.items() if k != "metrics"}), "": "conditions: {"}
+    for key, text in bad.items():
+        (tmp_path / "frontier.yaml").write_text(text)
+        with pytest.raises(ValueError, match=rf"^frontier.yaml: .*{key}.*$") as error:
+            load("frontier")
+        assert "\n" not in str(error.value)
+
+
+def test_metrics_files_become_rows_without_words_and_with_nan_for_null():
+    frame = tidy({("off", 3): {"level1": {"l0": 2, "fvu": None}, "language_model": {"device": "cpu"}}})
+    assert frame.drop(columns="value").to_dict("records") == [
+        {"condition": "off", "seed": 3, "metric": "level1.l0"},
+        {"condition": "off", "seed": 3, "metric": "level1.fvu"},
+    ]
+    np.testing.assert_array_equal(frame["value"], [2, np.nan])
+
+
+def results(fvu: dict[str, list[float | None]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Contents of metrics/hsae.json with these FVUs of level 1 by condition, seeds counted from 0."""
+    return {
+        (condition, seed): {"level1": {"fvu": value, "l0": 8.0 + seed, "ce": 1.0}, "level2": {"l0": 1.0}}
+        for condition, values in fvu.items()
+        for seed, value in enumerate(values)
+    }
+
+
+def test_headline_metrics_are_compared_with_the_reference_as_far_as_seeds_are_shared():
+    frame = tidy(results({"reference": [0.5, 0.6, 0.7], "off": [0.6, 0.8, None], "long": [0.4]}))
+    comparisons = compare(frame, ablations())
+    rows = comparisons.set_index(["condition", "metric"])
+    assert [*rows.index] == [("off", "level1.fvu"), ("off", "level1.l0")]
+    assert rows.loc[("off", "level1.fvu"), "n"] == 2
+    assert rows.loc[("off", "level1.fvu"), "difference"] == pytest.approx(0.15)
+    assert rows.loc[("off", "level1.l0"), ["n", "difference"]].tolist() == [3, 0]
+    expected = paired_comparison(frame.query("condition != 'long' and metric == 'level1.l0'"), "reference", seed=0)
+    assert rows.loc[("off", "level1.l0"), "p"] == expected["p"].item()
+
+
+def test_without_two_shared_seeds_nothing_is_compared():
+    frame = tidy(results({"reference": [0.5], "off": [0.6]}))
+    assert compare(frame, ablations()).empty
+    assert compare(frame.query("condition == 'off'"), ablations()).empty
+
+
+def test_a_headline_metric_that_no_result_has_is_refused():
+    frame = tidy(results({"reference": [0.5], "off": [0.6]}))
+    with pytest.raises(ValueError, match=r"`headline` must be in metrics/hsae.json \(level1.fvu, .*\); not 'level1.x'"):
+        compare(frame, ablations(headline={"level1.x": "x"}))
+
+
+def comparison(condition: str, difference: float, p: float, metric: str = "level1.fvu") -> dict[str, Any]:
+    low, high = difference - 1, difference + 1
+    return {
+        "condition": condition, "metric": metric, "n": 8, "difference": difference, "low": low, "high": high, "p": p,
+    }  # fmt: skip
+
+
+def test_claims_hold_by_sign_and_by_holm_over_the_claims_alone():
+    rows = [comparison("a", 1, 0.01), comparison("b", 1, 0.02), comparison("c", -1, 0.03), comparison("d", 1, 0.001)]
+    extra = [comparison(f"unclaimed{i}", 1, 0.0001) for i in range(20)]
+    claims = [Claim("a", "level1.fvu", "up"), Claim("b", "level1.fvu", "down"), Claim("c", "level1.fvu", "down")]
+    judged = judge(pd.DataFrame(extra + rows), claims)
+    # .01 * 3, .02 * 2 and .03 * 1, the last raised to the one before it.
+    np.testing.assert_allclose([row["p_holm"] for row in judged], [0.03, 0.04, 0.04])
+    assert [row["holds"] for row in judged] == [True, False, True]
+    assert judged[0] == {
+        "condition": "a", "metric": "level1.fvu", "direction": "up", "n": 8, "difference": 1, "low": 0, "high": 2,
+        "p": 0.01, "p_holm": pytest.approx(0.03), "holds": True,
+    }  # fmt: skip
+
+
+def test_a_claim_that_cannot_be_tested_yet_does_not_hold_and_counts_in_the_family():
+    claims = [Claim("a", "level1.fvu", "up"), Claim("b", "level1.fvu", "up"), Claim("a", "level1.l0", "up")]
+    judged = judge(pd.DataFrame([comparison("a", 1, 0.02)]), claims)
+    assert judged[0]["p_holm"] == pytest.approx(0.06)
+    assert [row["holds"] for row in judged] == [False] * 3
+    assert [judged[1][key] for key in ("n", "difference", "low", "high", "p", "p_holm")] == [None] * 6
+    assert judge(pd.DataFrame([comparison("a", 1, 0.02)]), []) == []
+
+
+def test_the_summary_has_means_of_all_seeds_and_comparisons_where_there_are_any():
+    frame = tidy(results({"reference": [0.5, 0.7], "off": [0.6, 0.9], "long": [0.4]}))
+    headline = ["level1.fvu"]
+    summary = summarize(frame, compare(frame, ablations()).query("metric in @headline"), headline)
+    assert summary["reference"] == {"level1.fvu": {"mean": pytest.approx(0.6), "n": 2}}
+    assert summary["long"] == {"level1.fvu": {"mean": 0.4, "n": 1}}
+    off = summary["off"]["level1.fvu"]
+    assert off["mean"] == pytest.approx(0.75)
+    assert off["difference"] == pytest.approx(0.15)
+    assert {*off} == {"mean", "n", "difference", "low", "high", "p", "p_holm"}
+
+
+def dictionary(latents: int, l0: float, fvu: float, dead: float | None = 0.0) -> dict[str, Any]:
+    return {"latents": latents, "l0": l0, "fvu": fvu, "dead_fraction": dead, "ce": 1.0}
+
+
+def evaluation(l0: float, fvu: float) -> dict[str, Any]:
+    """Contents of metrics/evaluate.json at one sparsity: 64 latents at level 1 and 16 at level 2."""
+    return {
+        "language_model": {"ce_clean": 1.5, "device": "cpu"},
+        "hsae": {"level1": dictionary(64, l0, fvu), "level2": dictionary(16, l0 / 2, 2 * fvu)},
+        "flat": {"topk": dictionary(64, l0, fvu / 2, None), "topk_level2": dictionary(16, l0 / 2, fvu)},
+        "clustering": {
+            "kmeans": dictionary(64, 1, 0.3),
+            "ward": dictionary(16, 1, 0.4),
+            "pca": dictionary(8, min(l0, 8), 0.5),
+        },
+    }
+
+
+EVALUATIONS = {("dense", 0): evaluation(16, 0.1), ("dense", 1): evaluation(20, 0.2), ("sparse", 0): evaluation(2, 0.4)}
+
+
+def test_points_are_means_over_seeds_by_method_and_level_and_clusterings_stand_there_once():
+    table = points(EVALUATIONS, ["fvu", "dead_fraction"])
+    assert table.columns.tolist() == ["method", "level", "l0", "fvu", "dead_fraction"]
+    found: dict[tuple[str, int], list[list[float]]] = {}
+    for row in table.to_dict("records"):
+        found.setdefault((row["method"], row["level"]), []).append([row["l0"], row["fvu"]])
+    assert found == {
+        ("HSAE", 1): [[18, pytest.approx(0.15)], [2, 0.4]],
+        ("HSAE", 2): [[9, pytest.approx(0.3)], [1, 0.8]],
+        ("topk", 1): [[18, pytest.approx(0.075)], [2, 0.2]],
+        ("topk", 2): [[9, pytest.approx(0.15)], [1, 0.4]],
+        ("kmeans", 1): [[1, 0.3]],
+        ("ward", 2): [[1, 0.4]],
+        ("pca", 1): [[8, 0.5], [2, 0.5]],
+    }
+    assert table["method"].iloc[0] == "HSAE"
+    flat = table.query("method == 'topk' and level == 1")
+    np.testing.assert_array_equal(flat["dead_fraction"], [np.nan, np.nan])
+
+
+def test_methods_are_read_off_at_matched_l0_and_never_beyond_what_was_swept():
+    table = points({("dense", 0): evaluation(16, 0.1), ("sparse", 0): evaluation(2, 0.4)}, ["fvu", "dead_fraction"])
+    assert isinstance(table, pd.DataFrame)
+    swept = table.assign(dead_fraction=table["dead_fraction"].fillna(0.5))
+    found = matched(swept, frontier())
+    assert {*found} == {"level1", "level2"}
+    assert {*found["level1"]["4"]} == {"HSAE", "topk", "pca"}, "one point is no frontier"
+    # log2 4 = 2 lies a third of the way from 1 to 4.
+    assert found["level1"]["4"]["HSAE"] == {"fvu": pytest.approx(0.3), "dead_fraction": 0}
+    assert found["level1"]["4"]["topk"]["dead_fraction"] == pytest.approx(0.5)
+    assert found["level1"]["100"]["HSAE"] == {"fvu": None, "dead_fraction": None}
+    assert {*found["level2"]["2"]} == {"HSAE", "topk"}
+
+
+def strict(path: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    return json.loads(Path(path).read_text(), parse_constant=refuse)
+
+
+def test_ablations_are_collected_into_a_table_a_summary_and_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    swept = ablations(claims=[Claim("off", "level1.fvu", "up"), Claim("long", "level1.fvu", "up")])
+    of_seeds = results({"reference": [0.5, 0.7], "off": [0.6, 0.9], "long": [0.4, None]})
+    collect("ablations", swept, of_seeds, ["ablations-long-2"])
+    assert pd.read_csv("metrics/ablations.csv").columns.tolist() == ["condition", "seed", "metric", "value"]
+    assert len(pd.read_csv("metrics/ablations.csv")) == 6 * 4
+    summary = strict("metrics/ablations.json")
+    assert summary["budget"] == {"phase1.epochs": 1.0}
+    assert summary["overrides"]["long"] == {"phase1.epochs": 3.0}
+    assert summary["missing"] == ["ablations-long-2"]
+    assert summary["conditions"]["off"]["level1.fvu"]["difference"] == pytest.approx(0.15)
+    assert [claim["p"] is None for claim in summary["claims"]] == [False, True]
+    assert Path("plots/ablations.png").stat().st_size > 1000
+
+
+def test_ablations_of_one_seed_have_means_but_no_comparison_and_no_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    swept = ablations(claims=[Claim("off", "level1.fvu", "up")])
+    collect("ablations", swept, results({"reference": [0.5], "off": [0.6]}), [])
+    assert strict("metrics/ablations.json")["conditions"]["off"]["level1.fvu"] == {"mean": 0.6, "n": 1}
+    assert not Path("plots").exists()
+
+
+def test_a_frontier_is_collected_into_points_matched_values_and_a_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    silent = evaluation(2, 0.4)
+    silent["hsae"]["level2"] = dictionary(16, 0, 1)  # no latent was ever active: it has no place on a log scale
+    collect("frontier", frontier(), {("dense", 0): evaluation(16, 0.1), ("sparse", 0): silent}, [])
+    table = pd.read_csv("metrics/frontier.csv")
+    assert table.query("method == 'HSAE' and level == 2")["l0"].tolist() == [8, 0]
+    values = strict("metrics/frontier.json")["matched_l0"]
+    assert values["level1"]["4"]["HSAE"]["fvu"] == pytest.approx(0.3)
+    assert "HSAE" not in values["level2"]["2"]
+    assert Path("plots/frontiers.png").stat().st_size > 1000
+
+
+class FakeProject:
+    """A sweep of three runs of which some are finished, and what `main` does with them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.done: dict[str, str] = {}
+        self.ran: list[dict[str, Any]] = []
+        swept = ablations(seeds=[0, 1], conditions={"reference": {}, "off": {"beta1": 0.0}})
+        monkeypatch.setattr(sweep, "load", lambda _: swept)
+        monkeypatch.setattr(sweep, "read_recipe", lambda _: Recipe("evaluate_hsae", {}, {}, PARAMS))
+        monkeypatch.setattr(Recipe, "name", lambda _self, label, _overrides: label)
+        monkeypatch.setattr(experiments, "finished", lambda names: {n: self.done[n] for n in names if n in self.done})
+        monkeypatch.setattr(experiments, "run", self.run)
+        monkeypatch.setattr(experiments, "git", self.git)
+
+    def run(self, wanted: dict[str, Any], recipe: Recipe, jobs: int, label: str) -> dict[str, str]:
+        self.ran.append({"wanted": wanted, "target": recipe.target, "jobs": jobs, "label": label})
+        return {name: self.done[name] for name in wanted if name in self.done}
+
+    def git(self, *arguments: str) -> str:
+        level1 = {"fvu": int(arguments[1][0]) / 10, "l0": 8.0}
+        assert arguments == ("show", f"{arguments[1][0]}:metrics/hsae.json")
+        return json.dumps({"level1": level1})
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeProject:
+    monkeypatch.chdir(tmp_path)
+    return FakeProject(monkeypatch)
+
+
+LABELS = ["ablations-reference-0", "ablations-reference-1", "ablations-off-0", "ablations-off-1"]
+
+
+def test_the_command_runs_every_condition_and_seed_and_collects_them(
+    fake: FakeProject, capsys: pytest.CaptureFixture[str]
+):
+    fake.done = dict(zip(LABELS, "1235", strict=True))
+    main(["ablations", "--jobs", "2"])
+    assert fake.ran[0]["jobs"] == 2
+    assert fake.ran[0]["target"] == "evaluate_hsae"
+    assert [*fake.ran[0]["wanted"]] == LABELS
+    assert fake.ran[0]["wanted"]["ablations-off-1"] == {"phase1.epochs": 1.0, "beta1": 0.0, "seed": 1}
+    # Each value comes from its own commit: differences .3 - .1 and .5 - .2.
+    off = strict("metrics/ablations.json")["conditions"]["off"]["level1.fvu"]
+    assert off["difference"] == pytest.approx(0.25)
+    assert "4 of 4 experiments are finished; 0 are missing" in capsys.readouterr().out
+
+
+def test_what_failed_ends_the_command_with_one_line_after_the_rest_is_collected(fake: FakeProject):
+    fake.done = dict(zip(LABELS[:3], "123", strict=True))
+    with pytest.raises(
+        SystemExit, match=r"^error: sweep: failed or not run: ablations-off-1; see `dvc queue logs a[^\n]*$"
+    ):
+        main(["ablations"])
+    assert strict("metrics/ablations.json")["missing"] == ["ablations-off-1"]
+
+
+def test_collecting_runs_nothing_and_takes_what_there_is(fake: FakeProject):
+    main(["ablations", "--collect"])
+    assert not Path("metrics").exists()
+    fake.done = dict(zip(LABELS[:1], "1", strict=True))
+    main(["ablations", "--collect"])
+    assert strict("metrics/ablations.json")["missing"] == LABELS[1:]
+    assert fake.ran == []
+
+
+def test_a_refusal_is_one_line(fake: FakeProject, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise ValueError("`jobs` must be above 0; not 0.")
+
+    assert fake.ran == []
+    monkeypatch.setattr(experiments, "run", refuse)
+    with pytest.raises(SystemExit, match=r"^error: sweep: `jobs` must be above 0; not 0.$"):
+        main(["ablations"])
