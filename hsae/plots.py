@@ -1,5 +1,7 @@
 """Figures: each function takes a tidy frame, or an array, and returns a matplotlib Figure; nothing is saved here."""
 
+import itertools
+
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -40,17 +42,32 @@ def training_curves(curves: pd.DataFrame) -> Figure:
     return grid.figure
 
 
-def frontier(results: pd.DataFrame, y: str, label: str) -> Figure:
-    """L0 against `y` for all dictionaries. Columns: method, latents, l0 and `y`."""
-    names = [f"{row['method']} ({row['latents']} latents)" for row in results.to_dict("records")]
-    figure, axes = _axes(7, 5)
+def dictionaries(results: pd.DataFrame, y: str, label: str) -> Figure:
+    """Dot plot of `y`, a share of 1, with a row per dictionary; the axis shows what is missing to 1, on a log scale.
+
+    Columns: method, family, latents, l0 and `y`. Rows stand in the frame's order, those of one number of latents
+    together, the most latents first. The number beside a dot is `y` itself, also where a dot would be off the axis (`y`
+    of 1 or more).
+    """
+    shown = results.sort_values("latents", ascending=False, kind="stable")
+    names = [f"{row['method']}  ({row['latents']:,} latents, L0 {row['l0']:.1f})" for row in shown.to_dict("records")]
+    missing = (1 - shown[y]).where(shown[y] < 1)
+    figure, axes = _axes(9, 1.5 + 0.3 * len(shown))
     sns.scatterplot(
-        results.assign(dictionary=names), x="l0", y=y, hue="dictionary", style="dictionary", s=140, ax=axes,
-        palette=_colors(len(names)),
-    )  # fmt: skip
-    axes.set(xscale="log", xlabel="L0: active latents per token (log scale)", ylabel=label)
-    axes.set_title("Sparsity against loss recovered: up and left is better")
-    sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), title=None)
+        shown.assign(name=names, missing=missing), x="missing", y="name", hue="family", style="family", s=90, ax=axes
+    )
+    for row, (value, place) in enumerate(zip(shown[y], missing, strict=True)):
+        at, transform = (place, axes.transData) if place > 0 else (0, axes.get_yaxis_transform())
+        axes.annotate(f"{value:.3f}", (at, row), (9, 0), transform, "offset points", va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set(xscale="log", xlabel=f"1 − {label} (log scale; left is better)", ylabel="")
+    axes.margins(x=0.12)
+    _label_between_decades(axes.xaxis)
+    for above, below in itertools.pairwise(range(len(names))):
+        if shown["latents"].iloc[above] != shown["latents"].iloc[below]:
+            axes.axhline(below - 0.5, color="black", linewidth=1)
+    sns.move_legend(axes, "lower center", bbox_to_anchor=(0.5, 1), ncol=4, title=None, frameon=False)
     return figure
 
 
@@ -112,7 +129,7 @@ def ablation_forest(comparisons: pd.DataFrame) -> Figure:
     return figure
 
 
-def frontiers(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
+def frontier(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
     """L0 against each quantity in `ys` (column: label): a row of panels per level, a line per method.
 
     Columns: method, level, l0 and the keys of `ys`; one row per trained sparsity (means, where there are several

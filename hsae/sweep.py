@@ -115,7 +115,6 @@ class Frontier(Sweep):
 
 
 SCHEMAS: dict[str, type[Ablations | Frontier]] = {"ablations": Ablations, "frontier": Frontier}
-FIGURES = {"ablations": "ablations", "frontier": "frontiers"}  # plots/frontier.png is the report's
 
 
 def load(name: str) -> Ablations | Frontier:
@@ -231,11 +230,11 @@ def collect(name: str, sweep: Ablations | Frontier, results: dict[tuple[str, int
         frame = points(results, list(sweep.headline))
         active = frame.query("l0 > 0")  # the axis is logarithmic
         result["matched_l0"] = matched(active, sweep)
-        figure = plots.frontiers(active, sweep.headline)
+        figure = plots.frontier(active, sweep.headline)
     write_csv(Path(f"metrics/{name}.csv"), frame)
     write_json(Path(f"metrics/{name}.json"), result)
     if figure:
-        write_figure(Path(f"plots/{FIGURES[name]}.png"), figure)
+        write_figure(Path(f"plots/{name}.png"), figure)
 
 
 def main(arguments: list[str] | None = None) -> None:

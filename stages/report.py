@@ -11,7 +11,7 @@ from hsae.report import ReportConfig
 from stages.files import read_store
 
 FIGURES = {
-    "Sparsity against loss recovered": "frontier",
+    "Loss recovered by each dictionary": "dictionaries",
     "Parents and children": "forest",
     "How often latents are active": "densities",
     "Level-2 decoder": "decoder",
@@ -37,7 +37,7 @@ def main(curves: list[str]) -> None:
         latents = report.hierarchy(edges, h1, h2, test, tokens, alphabet, settings)
         figures = {
             "train_transformer": plots.loss_curve(pd.read_csv(stage.input("plots/train_transformer.csv"))),
-            "frontier": plots.frontier(rows, "ce_recovered_mean", "loss recovered (mean ablation)"),
+            "dictionaries": plots.dictionaries(rows, "ce_recovered_mean", "loss recovered (mean ablation)"),
             "densities": plots.densities(
                 report.densities({"HSAE level 1": h1, "HSAE level 2": h2}), settings.density_bins
             ),

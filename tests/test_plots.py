@@ -43,26 +43,30 @@ def test_training_curves_have_a_panel_per_stage_on_a_log_scale_without_zeros():
     assert figure.axes[0].get_ylabel() == "weighted term of the loss"
 
 
-def test_the_frontier_has_a_labelled_point_per_dictionary():
+def test_each_dictionary_has_a_row_with_its_number_the_widest_first():
     results = pd.DataFrame(
         {
-            "method": ["HSAE level1", "flat SAE topk", "clustering ward"],
-            "family": ["HSAE", "flat SAE", "clustering"],
-            "latents": [64, 64, 16],
-            "l0": [20.0, 10.0, 1.0],
-            "ce_recovered_mean": [0.9, 0.95, 0.3],
+            "method": ["HSAE level1", "HSAE level2", "flat SAE topk", "clustering ward"],
+            "family": ["HSAE", "HSAE", "flat SAE", "clustering"],
+            "latents": [1024, 16, 1024, 16],
+            "l0": [20.0, 10.0, 20.0, 1.0],
+            "ce_recovered_mean": [0.9, 0.5, 0.95, 1.25],
         }
     )
-    figure = plots.frontier(results, "ce_recovered_mean", "loss recovered")
-    axes = axes_of(figure, "L0: active latents per token (log scale)")
-    assert axes.get_ylabel() == "loss recovered"
+    axes = axes_of(plots.dictionaries(results, "ce_recovered_mean", "share"), "1 − share (log scale; left is better)")
     assert axes.get_xscale() == "log"
+    rows = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert rows == [
+        "HSAE level1  (1,024 latents, L0 20.0)",
+        "flat SAE topk  (1,024 latents, L0 20.0)",
+        "HSAE level2  (16 latents, L0 10.0)",
+        "clustering ward  (16 latents, L0 1.0)",
+    ]
     points = np.concatenate([np.asarray(collection.get_offsets()) for collection in axes.collections])
-    assert points.tolist() == [[20.0, 0.9], [10.0, 0.95], [1.0, 0.3]]
-    legend = axes.get_legend()
-    assert legend is not None
-    names = [text.get_text() for text in legend.get_texts()]
-    assert names == ["HSAE level1 (64 latents)", "flat SAE topk (64 latents)", "clustering ward (16 latents)"]
+    assert points == pytest.approx(np.array([[0.1, 0], [0.05, 1], [0.5, 2]]))  # none where more than all is recovered
+    assert [text.get_text() for text in axes.texts] == ["0.900", "0.950", "0.500", "1.250"]
+    rules = [np.asarray(line.get_ydata()) for line in axes.get_lines()]  # the legend's handles are empty lines
+    assert [rule.tolist() for rule in rules if rule.size] == [[1.5, 1.5]]
 
 
 def test_densities_count_the_living_latents_and_name_the_share_of_dead_ones():
@@ -174,8 +178,8 @@ def frontier_points() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "level", "l0", "fvu_h1", "recovered"])
 
 
-def test_frontiers_have_a_row_per_level_a_column_per_quantity_and_a_line_per_method(frontier_points: pd.DataFrame):
-    figure = plots.frontiers(frontier_points, {"fvu_h1": "FVU of h1", "recovered": "loss recovered"})
+def test_the_frontier_has_a_row_per_level_a_column_per_quantity_and_a_line_per_method(frontier_points: pd.DataFrame):
+    figure = plots.frontier(frontier_points, {"fvu_h1": "FVU of h1", "recovered": "loss recovered"})
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["level 1", "level 1", "level 2", "level 2"]
     assert [axes.get_ylabel() for axes in figure.axes] == ["FVU of h1", "loss recovered"] * 2
@@ -194,7 +198,7 @@ def test_frontiers_have_a_row_per_level_a_column_per_quantity_and_a_line_per_met
 
 
 def test_a_method_looks_the_same_in_every_panel_and_unlike_the_others(frontier_points: pd.DataFrame):
-    figure = plots.frontiers(frontier_points, {"fvu_h1": "FVU of h1"})
+    figure = plots.frontier(frontier_points, {"fvu_h1": "FVU of h1"})
     level1, level2 = [
         [(line.get_color(), str(line.get_marker())) for line in axes.get_lines() if len(np.asarray(line.get_xdata()))]
         for axes in figure.axes
@@ -206,7 +210,7 @@ def test_a_method_looks_the_same_in_every_panel_and_unlike_the_others(frontier_p
 
 
 def test_the_ticks_of_a_frontier_are_plain_numbers_between_the_decades(frontier_points: pd.DataFrame):
-    figure = plots.frontiers(frontier_points, {"fvu_h1": "FVU of h1"})
+    figure = plots.frontier(frontier_points, {"fvu_h1": "FVU of h1"})
     figure.canvas.draw()
     (left, right), labels = figure.axes[0].get_xlim(), figure.axes[0].get_xticklabels()
     assert [label.get_text() for label in labels if left <= label.get_position()[0] <= right] == ["10", "20"]

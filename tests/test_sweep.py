@@ -328,7 +328,7 @@ def test_a_frontier_is_collected_into_points_matched_values_and_a_figure(
     values = strict("metrics/frontier.json")["matched_l0"]
     assert values["level1"]["4"]["HSAE"]["fvu"] == pytest.approx(0.3)
     assert "HSAE" not in values["level2"]["2"]
-    assert Path("plots/frontiers.png").stat().st_size > 1000
+    assert Path("plots/frontier.png").stat().st_size > 1000
 
 
 class FakeProject:
