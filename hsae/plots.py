@@ -106,8 +106,8 @@ def decoder_heatmap(W_dec: np.ndarray) -> Figure:
     return figure
 
 
-def ablation_forest(comparisons: pd.DataFrame) -> Figure:
-    """Forest plot: what each condition changes, a panel per metric; conditions and metrics stand in the frame's order.
+def paired_differences(comparisons: pd.DataFrame, reference: str) -> Figure:
+    """Forest plot: how each condition differs from the `reference`, a panel per metric, both in the frame's order.
 
     Columns: condition, metric, difference, low, high, p_holm, as `hsae.statistics.paired_comparison` returns them. A
     marker is filled where p_holm < .05 and hollow elsewhere.
@@ -123,7 +123,7 @@ def ablation_forest(comparisons: pd.DataFrame) -> Figure:
         axes.set_title(metric)
     for axes in panels[len(metrics) :]:
         axes.remove()
-    figure.supxlabel("difference from the reference: mean over seeds and 95% interval", fontsize="medium")
+    figure.supxlabel(f"difference from the {reference}: mean over seeds and 95% interval", fontsize="medium")
     handles = panels[0].get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
     return figure

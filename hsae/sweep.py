@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from hsae import experiments, plots, presets
 from hsae.config import check, flatten
 from hsae.experiments import read_recipe
 from hsae.files import write_csv, write_figure, write_json
-from hsae.statistics import at_matched_l0, holm, paired_comparison
+from hsae.statistics import at_matched_l0, bootstrap_interval, holm, paired_comparison
 
 SWEEPS = Path(__file__).parent / "sweeps"
 SIGNIFICANT = 0.05
@@ -33,7 +34,7 @@ class Sweep:
     """What every sweep has; hsae/sweeps/ablations.yaml explains the keys."""
 
     target: str
-    metrics: str
+    metrics: list[str]
     seeds: list[int]
     budget: dict[str, Any]
     conditions: dict[str, dict[str, Any]]
@@ -114,10 +115,22 @@ class Frontier(Sweep):
             check("matched_l0", level, "level1 or level2", level in ("level1", "level2"))
 
 
-SCHEMAS: dict[str, type[Ablations | Frontier]] = {"ablations": Ablations, "frontier": Frontier}
+@dataclass
+class Comparison(Sweep):
+    """One condition, in which each method is compared with the method `reference`, seed by seed."""
+
+    reference: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("conditions", list(self.conditions), "one", len(self.conditions) == 1)
 
 
-def load(name: str) -> Ablations | Frontier:
+AnySweep = Ablations | Frontier | Comparison
+SCHEMAS: dict[str, type[AnySweep]] = {"ablations": Ablations, "frontier": Frontier, "comparison": Comparison}
+
+
+def load(name: str) -> AnySweep:
     """Read a sweep from hsae/sweeps. Raises ValueError, in one line, for an unknown or missing key or a bad value."""
     path = SWEEPS / f"{name}.yaml"
     try:
@@ -138,14 +151,14 @@ def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "seed", "metric", "value"])
 
 
-def compare(frame: pd.DataFrame, sweep: Ablations) -> pd.DataFrame:
+def compare(frame: pd.DataFrame, sweep: Ablations | Comparison) -> pd.DataFrame:
     """`paired_comparison` of the headline metrics, as far as a condition shares two seeds with the reference.
 
     Raises ValueError for a headline metric that no result has.
     """
     there = frame["metric"].unique().tolist()
     for metric in sweep.headline:
-        check("headline", metric, f"in {sweep.metrics} ({', '.join(there)})", metric in there)
+        check("headline", metric, f"in {' and '.join(sweep.metrics)} ({', '.join(there)})", metric in there)
     shown = frame.query("metric in @sweep.headline").dropna()
     paired = shown.merge(shown.query("condition == @sweep.reference").filter(["metric", "seed"]))
     groups = [group for _, group in paired.groupby(["condition", "metric"], sort=False) if len(group) > 1]
@@ -172,32 +185,55 @@ def judge(comparisons: pd.DataFrame, claims: list[Claim]) -> list[dict[str, Any]
 
 
 def summarize(frame: pd.DataFrame, comparisons: pd.DataFrame, headline: list[str]) -> dict[str, dict[str, Any]]:
-    """condition -> headline metric -> mean over its seeds, and its comparison with the reference, if there is one."""
+    """condition -> headline metric -> its mean over n seeds, and its comparison with the reference, if there is one.
+
+    `interval` is the 95% bootstrap interval of the mean; None for one seed.
+    """
     shown = frame[frame["metric"].isin(headline)].dropna()
     summary: dict[str, dict[str, Any]] = {}
     for (condition, metric), group in shown.groupby(["condition", "metric"], sort=False):  # pyright: ignore
-        summary.setdefault(condition, {})[metric] = {"mean": group["value"].mean(), "n": len(group)}
+        values = group["value"].to_numpy(float)
+        interval = list(bootstrap_interval(values, seed=0)) if len(values) > 1 else None
+        summary.setdefault(condition, {})[metric] = {"mean": values.mean(), "interval": interval, "n": len(values)}
     for row in comparisons.to_dict("records"):
         compared = {key: row[key] for key in ("n", "difference", "low", "high", "p", "p_holm")}
         summary[row["condition"]][row["metric"]] |= compared
     return summary
 
 
+def dictionaries(evaluation: dict[str, Any]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """The method, the HSAE's level of its width (1 or 2) and the metrics of each dictionary in metrics/evaluate.json.
+
+    A flat autoencoder's level is in its name; a clustering is of level 2 if it has that width.
+    """
+    width2 = evaluation["hsae"]["level2"]["latents"]
+    for family in ("hsae", "flat", "clustering"):
+        for name, metrics in evaluation[family].items():
+            is_level2 = name.endswith("level2") or (family == "clustering" and metrics["latents"] == width2)
+            yield "HSAE" if family == "hsae" else name.removesuffix("_level2"), 1 + is_level2, metrics
+
+
+def methods(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
+    """`tidy` rows whose conditions are the methods: metrics/evaluate.json by level, the hierarchy as the HSAE's own."""
+    by_method: dict[tuple[str, int], dict[str, Any]] = {}
+    for (_, seed), content in results.items():
+        for method, level, metrics in dictionaries(content):
+            by_method.setdefault((method, seed), {})[f"level{level}"] = metrics
+        by_method["HSAE", seed]["hierarchy"] = content["hierarchy"]
+    return tidy(by_method)
+
+
 def points(evaluations: dict[tuple[str, int], dict[str, Any]], ys: list[str]) -> pd.DataFrame:
     """A row per method, level and sparsity, the mean over seeds: method, level (1 or 2), l0 and `ys`.
 
     `evaluations` hold metrics/evaluate.json of some (condition, seed). What no sparsity changes (most clusterings)
-    stands there once. A flat autoencoder's level is in its name; a clustering is of level 2 if it has that width.
+    stands there once.
     """
     rows = []
     for (condition, _), evaluation in evaluations.items():
-        width2 = evaluation["hsae"]["level2"]["latents"]
-        for family in ("hsae", "flat", "clustering"):
-            for name, metrics in evaluation[family].items():
-                is_level2 = name.endswith("level2") or (family == "clustering" and metrics["latents"] == width2)
-                method = "HSAE" if family == "hsae" else name.removesuffix("_level2")
-                values = {key: np.nan if metrics[key] is None else metrics[key] for key in ("l0", *ys)}
-                rows.append({"condition": condition, "method": method, "level": 1 + is_level2, **values})
+        for method, level, metrics in dictionaries(evaluation):
+            values = {key: np.nan if metrics[key] is None else metrics[key] for key in ("l0", *ys)}
+            rows.append({"condition": condition, "method": method, "level": level, **values})
     groups = pd.DataFrame(rows).groupby(["method", "level", "condition"], sort=False, as_index=False)
     means = groups.agg(dict.fromkeys(["l0", *ys], "mean"))
     return means.drop(columns="condition").drop_duplicates(ignore_index=True)
@@ -215,26 +251,36 @@ def matched(frontiers: pd.DataFrame, sweep: Frontier) -> dict[str, Any]:
     return result
 
 
-def collect(name: str, sweep: Ablations | Frontier, results: dict[tuple[str, int], Any], missing: list[str]) -> None:
-    """Write the results of some (condition, seed), contents of the metrics file, to metrics/ and plots/."""
+def collect(name: str, sweep: AnySweep, results: dict[tuple[str, int], Any], missing: list[str]) -> None:
+    """Write the results of some (condition, seed), contents of the metrics files, to metrics/ and plots/."""
     result = {"target": sweep.target, "budget": flatten(sweep.budget), "seeds": sweep.seeds, "missing": missing}
-    if isinstance(sweep, Ablations):
-        frame = tidy(results)
-        comparisons = compare(frame, sweep)
-        result["reference"] = sweep.reference
-        result["overrides"] = {condition: flatten(values) for condition, values in sweep.conditions.items()}
-        result["conditions"] = summarize(frame, comparisons, list(sweep.headline))
-        result["claims"] = judge(comparisons, sweep.claims)
-        figure = plots.ablation_forest(comparisons.replace({"metric": sweep.headline})) if len(comparisons) else None
-    else:
+    if isinstance(sweep, Frontier):
         frame = points(results, list(sweep.headline))
         active = frame.query("l0 > 0")  # the axis is logarithmic
         result["matched_l0"] = matched(active, sweep)
         figure = plots.frontier(active, sweep.headline)
+    else:
+        frame = methods(results) if isinstance(sweep, Comparison) else tidy(results)
+        comparisons = compare(frame, sweep)
+        summary = summarize(frame, comparisons, list(sweep.headline))
+        result["reference"] = sweep.reference
+        if isinstance(sweep, Comparison):
+            result["methods"] = summary
+        else:
+            result["overrides"] = {condition: flatten(values) for condition, values in sweep.conditions.items()}
+            result["conditions"] = summary
+            result["claims"] = judge(comparisons, sweep.claims)
+        labelled = comparisons.replace({"metric": sweep.headline})
+        figure = plots.paired_differences(labelled, sweep.reference) if len(comparisons) else None
     write_csv(Path(f"metrics/{name}.csv"), frame)
     write_json(Path(f"metrics/{name}.json"), result)
     if figure:
         write_figure(Path(f"plots/{name}.png"), figure)
+
+
+def read_committed(commit: str, path: str) -> dict[str, Any]:
+    """A JSON file as a commit has it."""
+    return json.loads(experiments.git("show", f"{commit}:{path}"))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -256,7 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
             done = experiments.run(wanted, recipe, options.jobs, options.sweep)
         missing = [name for name in names.values() if name not in done]
         results = {
-            run: json.loads(experiments.git("show", f"{done[name]}:{sweep.metrics}"))
+            run: {k: v for path in sweep.metrics for k, v in read_committed(done[name], path).items()}
             for run, name in names.items()
             if name in done
         }

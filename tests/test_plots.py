@@ -133,7 +133,7 @@ def drawn_points(collection: Collection) -> list[list[float]]:
 
 
 def test_the_forest_shows_every_difference_with_its_interval_and_fills_the_significant_ones():
-    figure = plots.ablation_forest(COMPARISONS)
+    figure = plots.paired_differences(COMPARISONS, "reference")
     assert [axes.get_title() for axes in figure.axes] == ["fvu", "purity"]
     panels = []
     for axes in figure.axes:
@@ -151,7 +151,7 @@ def test_the_forest_shows_every_difference_with_its_interval_and_fills_the_signi
 
 
 def test_the_forests_conditions_stand_in_order_from_the_top_with_a_line_at_no_difference():
-    figure = plots.ablation_forest(COMPARISONS)
+    figure = plots.paired_differences(COMPARISONS, "reference")
     first = figure.axes[0]
     assert [label.get_text() for label in first.get_yticklabels()] == ["no grouping", "frozen"]
     assert first.yaxis_inverted()
@@ -165,7 +165,7 @@ def test_the_forests_conditions_stand_in_order_from_the_top_with_a_line_at_no_di
 @pytest.mark.parametrize("n_metrics", [1, 3, 4, 6])
 def test_the_forest_has_a_panel_per_metric_and_no_empty_one(n_metrics: int):
     frame = pd.concat([COMPARISONS[:2].assign(metric=f"metric {i}") for i in range(n_metrics)])
-    figure = plots.ablation_forest(frame)
+    figure = plots.paired_differences(frame, "reference")
     assert [axes.get_title() for axes in figure.axes] == [f"metric {i}" for i in range(n_metrics)]
 
 

@@ -13,7 +13,21 @@ from hsae.config import flatten
 from hsae.experiments import Recipe
 from hsae.losses import Coefficients
 from hsae.statistics import paired_comparison
-from hsae.sweep import Ablations, Claim, Frontier, collect, compare, judge, load, main, matched, points, summarize, tidy
+from hsae.sweep import (
+    Ablations,
+    Claim,
+    Comparison,
+    Frontier,
+    collect,
+    compare,
+    judge,
+    load,
+    main,
+    matched,
+    points,
+    summarize,
+    tidy,
+)
 from hsae.training import Phase
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +37,7 @@ PARAMS = {"seed": 0, "beta1": 0.01, "phase1.epochs": 2.0, "phase2.epochs": 1.0}
 def ablations(**changes: Any) -> Ablations:
     values = {
         "target": "evaluate_hsae",
-        "metrics": "metrics/hsae.json",
+        "metrics": ["metrics/hsae.json"],
         "seeds": [0, 1],
         "budget": {"phase1.epochs": 1.0},
         "conditions": {"reference": {}, "off": {"beta1": 0.0}, "long": {"phase1": {"epochs": 3.0}}},
@@ -37,7 +51,7 @@ def ablations(**changes: Any) -> Ablations:
 def frontier(**changes: Any) -> Frontier:
     values = {
         "target": "evaluate",
-        "metrics": "metrics/evaluate.json",
+        "metrics": ["metrics/evaluate.json"],
         "seeds": [0],
         "budget": {},
         "conditions": {"dense": {}, "sparse": {"beta1": 1.0}},
@@ -220,12 +234,12 @@ def test_the_summary_has_means_of_all_seeds_and_comparisons_where_there_are_any(
     frame = tidy(results({"reference": [0.5, 0.7], "off": [0.6, 0.9], "long": [0.4]}))
     headline = ["level1.fvu"]
     summary = summarize(frame, compare(frame, ablations()).query("metric in @headline"), headline)
-    assert summary["reference"] == {"level1.fvu": {"mean": pytest.approx(0.6), "n": 2}}
-    assert summary["long"] == {"level1.fvu": {"mean": 0.4, "n": 1}}
+    assert summary["reference"] == {"level1.fvu": {"mean": pytest.approx(0.6), "interval": [0.5, 0.7], "n": 2}}
+    assert summary["long"] == {"level1.fvu": {"mean": 0.4, "interval": None, "n": 1}}
     off = summary["off"]["level1.fvu"]
     assert off["mean"] == pytest.approx(0.75)
     assert off["difference"] == pytest.approx(0.15)
-    assert {*off} == {"mean", "n", "difference", "low", "high", "p", "p_holm"}
+    assert {*off} == {"mean", "interval", "n", "difference", "low", "high", "p", "p_holm"}
 
 
 def dictionary(latents: int, l0: float, fvu: float, dead: float | None = 0.0) -> dict[str, Any]:
@@ -312,7 +326,11 @@ def test_ablations_of_one_seed_have_means_but_no_comparison_and_no_figure(
     monkeypatch.chdir(tmp_path)
     swept = ablations(claims=[Claim("off", "level1.fvu", "up")])
     collect("ablations", swept, results({"reference": [0.5], "off": [0.6]}), [])
-    assert strict("metrics/ablations.json")["conditions"]["off"]["level1.fvu"] == {"mean": 0.6, "n": 1}
+    assert strict("metrics/ablations.json")["conditions"]["off"]["level1.fvu"] == {
+        "mean": 0.6,
+        "interval": None,
+        "n": 1,
+    }
     assert not Path("plots").exists()
 
 
@@ -329,6 +347,43 @@ def test_a_frontier_is_collected_into_points_matched_values_and_a_figure(
     assert values["level1"]["4"]["HSAE"]["fvu"] == pytest.approx(0.3)
     assert "HSAE" not in values["level2"]["2"]
     assert Path("plots/frontier.png").stat().st_size > 1000
+
+
+def comparison_sweep(**changes: Any) -> Comparison:
+    values = {
+        "target": "evaluate",
+        "metrics": ["metrics/evaluate.json", "metrics/hsae.json"],
+        "seeds": [0, 1],
+        "budget": {},
+        "conditions": {"default": {}},
+        "headline": {"level1.fvu": "level 1: FVU", "level2.fvu": "level 2: FVU", "hierarchy.p": "P"},
+        "reference": "HSAE",
+    }
+    return Comparison(**{**values, **changes})
+
+
+def test_a_comparison_has_one_condition():
+    with pytest.raises(ValueError, match=r"`conditions` must be one; not \['default', 'other'\]"):
+        comparison_sweep(conditions={"default": {}, "other": {}})
+
+
+def test_methods_are_compared_with_the_hsae_level_by_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    of_seeds: Any = {("default", 0): evaluation(16, 0.1), ("default", 1): evaluation(16, 0.2)}
+    for (_, seed), content in of_seeds.items():
+        content["hierarchy"] = {"p": 0.5 + seed}
+    collect("comparison", comparison_sweep(), of_seeds, [])
+    found = strict("metrics/comparison.json")["methods"]
+    assert {*found} == {"HSAE", "topk", "kmeans", "ward", "pca"}
+    assert found["HSAE"]["hierarchy.p"]["mean"] == 1
+    assert found["HSAE"]["level2.fvu"]["mean"] == pytest.approx(0.3)
+    # Half of level 1's .1 and .2, and half of level 2's .2 and .4.
+    assert found["topk"]["level1.fvu"]["difference"] == pytest.approx(-0.075)
+    assert found["topk"]["level2.fvu"]["difference"] == pytest.approx(-0.15)
+    assert {*found["kmeans"]} == {"level1.fvu"}
+    assert {*found["ward"]} == {"level2.fvu"}
+    assert len(pd.read_csv("metrics/comparison.csv").query("condition == 'HSAE' and metric == 'hierarchy.p'")) == 2
+    assert Path("plots/comparison.png").stat().st_size > 1000
 
 
 class FakeProject:
