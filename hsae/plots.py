@@ -18,6 +18,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
 
+SMALLEST_FVU = 1e-3  # of a log axis: a full basis rebuilds everything, and would stretch it to 1e-7
+
 
 def loss_curve(curve: pd.DataFrame) -> Figure:
     """Training and validation loss of the transformer. Columns: step, train_loss, val_loss (nats per character)."""
@@ -133,7 +135,8 @@ def frontier(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
     """L0 against each quantity in `ys` (column: label): a row of panels per level, a line per method.
 
     Columns: method, level, l0 and the keys of `ys`; one row per trained sparsity (means, where there are several
-    seeds: the line joins all points of a method). Columns named fvu* are drawn on a log scale.
+    seeds: the line joins all points of a method). Columns named fvu* are drawn on a log scale, down to
+    SMALLEST_FVU.
     """
     tidy = points.melt(["method", "level", "l0"], list(ys), "quantity")
     grid = sns.relplot(
@@ -148,6 +151,7 @@ def frontier(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
         _label_between_decades(axes.xaxis)
         if quantity.startswith("fvu"):
             axes.set_yscale("log")
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], SMALLEST_FVU))
             _label_between_decades(axes.yaxis)
     grid.tight_layout()
     return grid.figure

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hsae import experiments, plots, presets
+from hsae.clustering import L0_LEVEL
 from hsae.config import check, flatten
 from hsae.experiments import read_recipe
 from hsae.files import write_csv, write_figure, write_json
@@ -192,7 +193,7 @@ def summarize(frame: pd.DataFrame, comparisons: pd.DataFrame, headline: list[str
     shown = frame[frame["metric"].isin(headline)].dropna()
     summary: dict[str, dict[str, Any]] = {}
     for (condition, metric), group in shown.groupby(["condition", "metric"], sort=False):  # pyright: ignore
-        values = group["value"].to_numpy(float)
+        values = np.asarray(group["value"], dtype=float)
         interval = list(bootstrap_interval(values, seed=0)) if len(values) > 1 else None
         summary.setdefault(condition, {})[metric] = {"mean": values.mean(), "interval": interval, "n": len(values)}
     for row in comparisons.to_dict("records"):
@@ -202,15 +203,18 @@ def summarize(frame: pd.DataFrame, comparisons: pd.DataFrame, headline: list[str
 
 
 def dictionaries(evaluation: dict[str, Any]) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """The method, the HSAE's level of its width (1 or 2) and the metrics of each dictionary in metrics/evaluate.json.
+    """Of each dictionary in metrics/evaluate.json: method, HSAE level that it is compared with (1 or 2), metrics.
 
-    A flat autoencoder's level is in its name; a clustering is of level 2 if it has that width.
+    A flat autoencoder's level is in its name. A clustering's is the one whose L0 it has, or else whose width.
     """
     width2 = evaluation["hsae"]["level2"]["latents"]
     for family in ("hsae", "flat", "clustering"):
         for name, metrics in evaluation[family].items():
-            is_level2 = name.endswith("level2") or (family == "clustering" and metrics["latents"] == width2)
-            yield "HSAE" if family == "hsae" else name.removesuffix("_level2"), 1 + is_level2, metrics
+            if family == "clustering":
+                level = L0_LEVEL[name] if name in L0_LEVEL else 1 + (metrics["latents"] == width2)
+            else:
+                level = 1 + name.endswith("level2")
+            yield "HSAE" if family == "hsae" else name.removesuffix("_level2"), level, metrics
 
 
 def methods(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:

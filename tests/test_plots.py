@@ -216,6 +216,12 @@ def test_the_ticks_of_a_frontier_are_plain_numbers_between_the_decades(frontier_
     assert [label.get_text() for label in labels if left <= label.get_position()[0] <= right] == ["10", "20"]
 
 
+def test_a_basis_that_rebuilds_everything_does_not_stretch_the_frontier(frontier_points: pd.DataFrame):
+    full_rank = pd.DataFrame([("PCA", 1, 128.0, 1e-7)], columns=["method", "level", "l0", "fvu_h1"])
+    figure = plots.frontier(pd.concat([frontier_points, full_rank]), {"fvu_h1": "FVU of h1"})
+    assert figure.axes[0].get_ylim()[0] == plots.SMALLEST_FVU
+
+
 def test_the_forest_has_a_line_per_child_as_wide_as_its_share_and_says_p():
     trees = pd.DataFrame(
         {

@@ -255,7 +255,7 @@ def evaluation(l0: float, fvu: float) -> dict[str, Any]:
         "clustering": {
             "kmeans": dictionary(64, 1, 0.3),
             "ward": dictionary(16, 1, 0.4),
-            "pca": dictionary(8, min(l0, 8), 0.5),
+            "pca": dictionary(16, min(l0, 8), 0.5),  # as wide as level 2 by chance, as sparse as level 1 by design
         },
     }
 
