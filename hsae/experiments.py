@@ -157,7 +157,7 @@ def _living_tasks(names: list[str]) -> dict[str, str]:
 
 def _wait(names: list[str], total: int, jobs: int, label: str) -> None:
     """Return when nothing is queued or running; until then, see to it that the workers are at work."""
-    unserved = 0
+    unserved = missed = 0
     with Progress(label, total) as bar:
         while unserved < PATIENCE:
             tasks, workers = queue()
@@ -167,8 +167,10 @@ def _wait(names: list[str], total: int, jobs: int, label: str) -> None:
             if not n_open:
                 return
             unserved = 0 if workers else unserved + 1
-            # A worker quits when it finds the queue empty for a moment, and others may have come since.
-            if "Queued" in states and workers < jobs:
+            # A worker quits when it finds the queue empty for a moment, and others may have come since. A busy one may
+            # answer late, and started again it would be two: while tasks run, one must be missed twice in a row.
+            missed = missed + 1 if workers < jobs else 0
+            if "Queued" in states and missed and (missed > 1 or "Running" not in states):
                 start_workers(jobs)
             time.sleep(POLL_SECONDS)
 

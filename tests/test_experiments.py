@@ -310,6 +310,17 @@ def test_a_worker_that_quits_with_tasks_left_is_started_again(queue: FakeQueue):
     assert queue.commands.count("start 1") == 2
 
 
+def test_a_busy_worker_that_answers_late_is_not_started_twice(queue: FakeQueue, monkeypatch: pytest.MonkeyPatch):
+    names = [current(label) for label in OVERRIDES]
+    queue.tasks = {names[0]: "Running", names[1]: "Queued"}
+    queue.workers = 1
+    real, looks = experiments.queue, iter([1, 0, 1, 0, 0])
+    monkeypatch.setattr(experiments, "queue", lambda: (dict(queue.tasks), n) if (n := next(looks, -1)) >= 0 else real())
+    # The first look is before the waiting; then one is late once, and then twice.
+    assert [*sweep()] == [*OVERRIDES]
+    assert queue.commands.count("start 1") == 1
+
+
 def test_waiting_ends_where_no_worker_can_be_had(queue: FakeQueue):
     queue.can_start = False
     assert sweep() == {}
