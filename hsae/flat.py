@@ -1,6 +1,5 @@
 """Flat baselines: one autoencoder of each variant, steered to the L0 of the HSAE level that it is compared with."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -8,7 +7,9 @@ from torch import Tensor
 
 from hsae import variants
 from hsae.config import check_positive
+from hsae.gradients import level_gradients
 from hsae.sae import SAE
+from hsae.training import Gradients, Terms
 
 
 @dataclass
@@ -26,21 +27,22 @@ def build(variant: str, d_in: int, d_sae: int, target_l0: float, initial_beta: f
     return variants.build(variant, d_in, d_sae, k=min(max(round(target_l0), 1), d_sae), beta=initial_beta)
 
 
-def objective(model: SAE, target_l0: float) -> Callable[[Float[Tensor, "batch d_in"]], dict[str, Tensor]]:
-    """Error and sparsity term of the model, the coefficient of the latter steered to the target L0.
+def gradients(model: SAE, target_l0: float) -> Gradients:
+    """Gradients of the model's error and sparsity term, the coefficient of the latter steered to the target L0.
 
     Before each batch beta is multiplied by (L0 / target)^0.01, L0 being that of the batch before: it grows while too
     many latents are active, so that the comparison is at matched sparsity without a search. The TopK kinds have no use
     for beta; where a threshold anneals, beta waits.
     """
+    level = level_gradients(model)
     l0 = target_l0
 
-    def at_target_l0(x: Tensor) -> dict[str, Tensor]:
+    def at_target_l0(x: Float[Tensor, "batch d_in"]) -> Terms:
         nonlocal l0
         if model.settled():
             model.beta *= (max(l0, 1e-3) / target_l0) ** 0.01
-        out = model(x)
-        l0 = (out.acts > 0).sum(1).float().mean().item()
-        return {"x_from_h1": model.error(x, out), "sparsity_h1": model.sparsity(out, x.shape[1])}
+        terms = level(x)
+        l0 = float(model.l0)
+        return terms
 
     return at_target_l0

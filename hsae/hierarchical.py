@@ -111,12 +111,6 @@ def scale_gradient(x: Float[Tensor, "*shape"], scale: float) -> Float[Tensor, "*
     return x.detach() + scale * (x - x.detach()) if scale != 1 else x
 
 
-def level1_objective(level1: SAE, x: Float[Tensor, "batch d_in"], c: Coefficients) -> dict[str, Tensor]:
-    """The terms that concern level 1 alone: what phase 1 minimises."""
-    out = level1(x)
-    return {"x_from_h1": c.weight_x_from_h1 * level1.error(x, out), "sparsity_h1": level1.sparsity(out, x.shape[1])}
-
-
 def objective(model: HierarchicalSAE, x: Float[Tensor, "batch d_in"], c: Coefficients) -> dict[str, Tensor]:
     """Weighted terms of the whole objective (see losses.py); their sum is what phases 2 and 3 minimise.
 

@@ -131,11 +131,12 @@ def die_with_parent() -> None:
 
 
 def _code() -> list[Path]:
-    """The project's own modules that this process has imported."""
+    """The project's own modules that this process has imported, with what they compile."""
     here = Path(__file__).resolve().parent.parent
     names = (getattr(module, "__file__", None) for module in sys.modules.values())
     files = [Path(name) for name in names if name]
-    return sorted(file for file in files if file.parent.parent == here or file.parent.parent.parent == here)
+    own = [file for file in files if file.parent.parent == here or file.parent.parent.parent == here]
+    return sorted([*own, *(file.with_suffix(".cpp") for file in own if file.with_suffix(".cpp").is_file())])
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """The sparse autoencoder of one level, with ReLU and an L1 penalty; hsae/variants.py has the other kinds."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hsae import losses
@@ -27,7 +28,8 @@ class SAE(nn.Module):
     reconstruction (Bricken et al. 2023, Towards Monosemanticity). With `nonnegative` the decoder has no negative
     entries either: a level-2 latent is a sum of level-1 latents.
 
-    In training mode the buffer `idle_tokens` counts the tokens since each latent was last active, for `revive`.
+    In training mode the buffer `idle_tokens` counts the tokens since each latent was last active, for `revive`, and
+    `l0` is the mean number of active latents per token of the last batch.
     """
 
     kind = "relu"
@@ -45,6 +47,7 @@ class SAE(nn.Module):
         self.W_enc = nn.Parameter(torch.empty(d_in, d_sae))
         self.register_buffer("beta", torch.tensor(0.0))
         self.register_buffer("idle_tokens", torch.zeros(d_sae, dtype=torch.long))
+        self.l0 = torch.tensor(math.nan)
         self.tie()
 
     def pre_acts(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
@@ -68,8 +71,14 @@ class SAE(nn.Module):
         pre_acts = self.pre_acts(x)
         acts = self.activate(pre_acts)
         if self.training:
-            self.idle_tokens.add_(len(x)).masked_fill_((acts.detach() > 0).any(0), 0)
+            self.count(len(x), (acts.detach() > 0).sum(0))
         return SAEOutput(acts, self.decode(acts), pre_acts)
+
+    @torch.no_grad()
+    def count(self, n_tokens: int, n_active: Int[Tensor, " d_sae"]) -> None:
+        """Note on how many of a training batch's tokens each latent was active."""
+        self.idle_tokens.add_(n_tokens).masked_fill_(n_active > 0, 0)
+        self.l0 = n_active.sum() / n_tokens
 
     def reconstruct(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
         """Activations and reconstruction: the SAE as a dictionary to be evaluated."""

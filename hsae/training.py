@@ -1,4 +1,4 @@
-"""The training loop of every autoencoder: what it minimises is the caller's function of a batch."""
+"""The training loop of every autoencoder: it follows the gradients that it is given."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +15,11 @@ from hsae.progress import Progress
 LOG_POINTS = 100
 REVIVE_EVERY = 20
 REVIVE_DOWN_TO = 0.3  # of the learning rate: what is revived later cannot settle any more
+
+Terms = dict[str, Tensor]
+"""The terms of a loss, detached, by name."""
+Gradients = Callable[[Float[Tensor, "batch d_in"]], Terms]
+"""Computes the terms at a batch, and leaves the gradient of their sum in the parameters' `.grad`."""
 
 
 @dataclass
@@ -75,16 +80,33 @@ class Trainable(Protocol):
         ...
 
 
+class Autograd:
+    """Gradients of an objective of tensors, by autograd."""
+
+    def __init__(self, model: nn.Module, objective: Callable[[Float[Tensor, "batch d_in"]], Terms]):
+        self.model, self.objective = model, objective
+
+    def __call__(self, x: Float[Tensor, "batch d_in"]) -> Terms:
+        """The terms, detached. Raises ValueError if none of them depends on a parameter."""
+        terms = self.objective(x)
+        loss = torch.stack(list(terms.values())).sum()
+        if not loss.requires_grad:
+            raise ValueError("nothing to learn: the terms that reach the trained level all have weight 0.")
+        self.model.zero_grad()
+        loss.backward()
+        return {name: term.detach() for name, term in terms.items()}
+
+
 def fit(
     label: str,
     model: Trainable,
     data: Shuffled,
-    objective: Callable[[Float[Tensor, "batch d_in"]], dict[str, Tensor]],
+    gradients: Gradients,
     phase: Phase,
     seed: int,
     dead_tokens: int,
 ) -> list[dict[str, float]]:
-    """Minimise the sum of the terms that `objective` returns, with Adam, and return the curve.
+    """Minimise the sum of the terms whose `gradients` are given, with Adam, and return the curve.
 
     Parameters that need no gradient stay as they are, to the bit. `seed` orders the batches. Latents that were silent
     for `dead_tokens` tokens are revived (unless that is 0) until the learning rate has fallen to a third or so.
@@ -104,17 +126,16 @@ def fit(
                 group["lr"] = lr
             model.anneal(annealing_left(step, n_steps, phase))
             x = data.x(rows)
-            terms = objective(x)
-            loss = torch.stack(list(terms.values())).sum()
-            _check_loss(label, loss, step)
-            optimizer.zero_grad()
-            loss.backward()
+            terms = gradients(x)
+            values = torch.stack(list(terms.values())).double()
+            values = torch.cat([values.sum(0, keepdim=True), values])
+            if not values[0].isfinite():
+                raise ValueError(f"{label}: the loss is {values[0].item()} at step {step + 1}; lower the phase's `lr`.")
             model.project_gradient()
             optimizer.step()
             model.constrain()
             if dead_tokens and step % REVIVE_EVERY == REVIVE_EVERY - 1 and lr >= REVIVE_DOWN_TO * phase.lr:
                 n_revived += model.revive(x, dead_tokens, generator)
-            values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).double()
             sums, since = values if sums is None else sums + values, since + 1
             if (step + 1) * LOG_POINTS // n_steps > step * LOG_POINTS // n_steps:
                 means = dict(zip(["loss", *terms], (sums / since).tolist(), strict=True))
@@ -124,13 +145,6 @@ def fit(
     model.anneal(0.0)
     model.eval()
     return curve
-
-
-def _check_loss(label: str, loss: Tensor, step: int) -> None:
-    if not loss.isfinite():
-        raise ValueError(f"{label}: the loss is {loss.item()} at step {step + 1}; lower the phase's `lr`.")
-    if not loss.requires_grad:
-        raise ValueError(f"{label}: nothing to learn: the terms that reach the trained level all have weight 0.")
 
 
 def learning_rate(step: int, n_steps: int, phase: Phase) -> float:

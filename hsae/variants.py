@@ -58,8 +58,13 @@ class BatchTopKSAE(TopKSAE):
         n_kept = self.k * len(acts)
         scarce = len(positive) <= n_kept
         cutoff = positive.new_zeros(()) if scarce else positive.kthvalue(len(positive) - n_kept + 1).values
-        self.threshold.copy_(torch.where(self.threshold < 0, cutoff, self.threshold.lerp(cutoff, 0.01)))
+        self.update_threshold(cutoff)
         return acts * (acts >= cutoff)
+
+    @torch.no_grad()
+    def update_threshold(self, cutoff: Float[Tensor, ""]) -> None:
+        """Move the threshold toward the smallest activation that a training batch kept."""
+        self.threshold.copy_(torch.where(self.threshold < 0, cutoff, self.threshold.lerp(cutoff, 0.01)))
 
 
 class ThresholdSAE(SAE):
@@ -232,15 +237,20 @@ class GatedSAE(TopKSAE):
 
     def activate(self, pre_acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_sae"]:
         """At most `k` nonzero per token (k + 1 if it is odd)."""
-        n_families = self.d_sae // (1 + self.CHILDREN)
+        k_parents, n_families, _ = self.families()
         n_parents = self.d_sae - n_families * self.CHILDREN
         acts = pre_acts.relu()
-        top = acts[:, :n_parents].topk(min((self.k + 1) // 2, n_parents), sorted=False)
+        top = acts[:, :n_parents].topk(k_parents, sorted=False)
         parents = torch.zeros_like(acts[:, :n_parents]).scatter(1, top.indices, top.values)
         families = acts[:, n_parents:].unflatten(1, (n_families, self.CHILDREN))
         largest = families.max(2, keepdim=True)
         children = torch.zeros_like(families).scatter(2, largest.indices, largest.values)
         return torch.cat([parents, (children * (parents[:, :n_families, None] > 0)).flatten(1)], dim=1)
+
+    def families(self) -> tuple[int, int, int]:
+        """Numbers of parents that are active on a token, of parents that have children, and of children of each."""
+        n_families = self.d_sae // (1 + self.CHILDREN)
+        return min((self.k + 1) // 2, self.d_sae - n_families * self.CHILDREN), n_families, self.CHILDREN
 
 
 KINDS = (SAE, TopKSAE, BatchTopKSAE, ThresholdSAE, JumpReLUSAE, MatryoshkaSAE, GatedSAE)

@@ -33,9 +33,9 @@ def main(name: str, variant: str, level: int) -> None:
         model = flat.build(variant, train.d_in, dictionary.widths(train.d_in)[level - 1], l0, config.initial_beta).to(
             device
         )
-        objective = flat.objective(model, l0)
+        gradients = flat.gradients(model, l0)
         with stage.checkpoints():
-            curve = fit(stage.name, model, train, objective, phase, dictionary.seed, dead_tokens)
+            curve = fit(stage.name, model, train, gradients, phase, dictionary.seed, dead_tokens)
         write_trained(stage.name, model, model.header(), curve, summarize(model.reconstruct, val.batches()))
 
 

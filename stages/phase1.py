@@ -1,11 +1,10 @@
 """Activations -> level 1 of the HSAE, trained alone."""
 
 import torch
-from torch import Tensor
 
 from hsae import run, variants
 from hsae.dictionary import DictionaryConfig, LatentConfig
-from hsae.hierarchical import level1_objective
+from hsae.gradients import level_gradients
 from hsae.losses import Coefficients
 from hsae.metrics import summarize
 from hsae.training import Phase, fit
@@ -25,11 +24,9 @@ def main() -> None:
         width = dictionary.widths(train.d_in)[0]
         model = variants.build(latents.activation, train.d_in, width, k=latents.k1, beta=c.beta1).to(device)
 
-        def objective(x: Tensor) -> dict[str, Tensor]:
-            return level1_objective(model, x, c)
-
+        gradients = level_gradients(model, c.weight_x_from_h1)
         with stage.checkpoints():
-            curve = fit("phase1", model, train, objective, phase, dictionary.seed, latents.dead_tokens)
+            curve = fit("phase1", model, train, gradients, phase, dictionary.seed, latents.dead_tokens)
         write_trained("phase1", model, model.header(), curve, {"level1": summarize(model.reconstruct, val.batches())})
 
 

@@ -1,12 +1,11 @@
 """Level 1 -> the whole HSAE: level 2 is initialised from data and trained while level 1 is frozen."""
 
 import torch
-from torch import Tensor
 
-from hsae import run, variants
+from hsae import run, two_level, variants
 from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_tensors
-from hsae.hierarchical import HierarchicalSAE, objective, validate
+from hsae.hierarchical import HierarchicalSAE, validate
 from hsae.losses import Coefficients
 from hsae.training import Phase, fit
 from stages.files import read_store, write_trained
@@ -30,11 +29,9 @@ def main() -> None:
             model.init_level2(train.x(slice(0, latents.init_tokens)))
         model.level1.requires_grad_(False)
 
-        def phase_objective(x: Tensor) -> dict[str, Tensor]:
-            return objective(model, x, c)
-
         with stage.checkpoints():
-            curve = fit("phase2", model, train, phase_objective, phase, dictionary.seed, latents.dead_tokens)
+            gradients = two_level.gradients(model, c)
+            curve = fit("phase2", model, train, gradients, phase, dictionary.seed, latents.dead_tokens)
         write_trained("phase2", model, model.header(), curve, validate(model, val.batches()))
 
 

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from torch import Tensor
-
-from hsae import hierarchical, run
+from hsae import hierarchical, run, two_level
 from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_tensors, write_json
-from hsae.hierarchical import objective, validate
+from hsae.hierarchical import validate
 from hsae.losses import Coefficients
 from hsae.training import Phase, fit
 from stages.files import read_store, write_trained
@@ -24,11 +22,8 @@ def main() -> None:
         model = hierarchical.load(*read_tensors(stage.input("models/phase2.safetensors"))).to(device)
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
 
-        def phase_objective(x: Tensor) -> dict[str, Tensor]:
-            return objective(model, x, c)
-
         with stage.checkpoints():
-            curve = fit("phase3", model, train, phase_objective, phase, seed, dead_tokens)
+            curve = fit("phase3", model, train, two_level.gradients(model, c), phase, seed, dead_tokens)
         metrics = validate(model, val.batches())
         write_trained("phase3", model, model.header(), curve, metrics)
         for level, values in metrics.items():

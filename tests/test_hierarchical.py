@@ -6,10 +6,11 @@ import torch
 
 from hsae import hierarchical, losses, variants
 from hsae.files import read_tensors, write_tensors
-from hsae.hierarchical import HierarchicalSAE, level1_objective, objective, scale_gradient, validate
+from hsae.gradients import level_objective
+from hsae.hierarchical import HierarchicalSAE, objective, scale_gradient, validate
 from hsae.losses import Coefficients
 from hsae.sae import SAE
-from hsae.training import Phase, fit
+from hsae.training import Autograd, Phase, fit
 from hsae.variants import VARIANTS, ThresholdSAE
 from tests.rows import Rows
 
@@ -223,7 +224,7 @@ def test_a_removed_term_is_zero_and_leaves_the_others_as_they_are(
 def test_the_objective_of_phase_1_is_the_level_1_part_of_the_whole_one(kind: str, x: torch.Tensor):
     model = started(kind, x)
     whole = objective(model, x, ALL)
-    part = level1_objective(model.level1, x, ALL)
+    part = level_objective(model.level1, x, ALL.weight_x_from_h1)
     assert {name: term.item() for name, term in part.items()} == {
         name: whole[name].item() for name in ("x_from_h1", "sparsity_h1")
     }
@@ -365,7 +366,8 @@ def test_level_2_is_revived_as_an_autoencoder_of_h1_is(model: HierarchicalSAE, x
 
 def trained(model: HierarchicalSAE, x: torch.Tensor, epochs: int = 6) -> list[dict[str, float]]:
     phase = Phase(epochs, 8, 1e-2, 0.2, 0.5)
-    return fit("hsae", model, Rows(x), lambda batch: objective(model, batch, ALL), phase, seed=0, dead_tokens=20)
+    gradients = Autograd(model, lambda batch: objective(model, batch, ALL))
+    return fit("hsae", model, Rows(x), gradients, phase, seed=0, dead_tokens=20)
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
@@ -401,7 +403,7 @@ def test_decoders_stay_valid_throughout_training(model: HierarchicalSAE, x: torc
         assert (model.level2.W_dec >= 0).all()
         return objective(model, batch, ALL)
 
-    fit("phase3", model, Rows(x), checked, Phase(10, 16, 3e-2, 0.0, 0.0), seed=0, dead_tokens=50)
+    fit("phase3", model, Rows(x), Autograd(model, checked), Phase(10, 16, 3e-2, 0.0, 0.0), seed=0, dead_tokens=50)
     checked(x)
     # The constraint was at work: the optimizer did push entries below zero.
     assert (model.level2.W_dec == 0).any()
@@ -412,7 +414,8 @@ def test_decoders_stay_valid_throughout_training(model: HierarchicalSAE, x: torc
 def test_training_lowers_the_loss(kind: str, x: torch.Tensor):
     model = started(kind, x)
     phase = Phase(30, 32, 1e-2, 0.2, 0.0)
-    curve = fit("phase3", model, Rows(x), lambda batch: objective(model, batch, ALL), phase, seed=0, dead_tokens=0)
+    gradients = Autograd(model, lambda batch: objective(model, batch, ALL))
+    curve = fit("phase3", model, Rows(x), gradients, phase, seed=0, dead_tokens=0)
     assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]
 
 

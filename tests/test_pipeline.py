@@ -36,10 +36,16 @@ def imported_transitively(module: Path) -> set[Path]:
     return found
 
 
+def compiled(modules: set[Path]) -> set[Path]:
+    """What modules compile: a source in C++ beside them."""
+    return {file.with_suffix(".cpp") for file in modules if file.with_suffix(".cpp").is_file()}
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_exactly_the_modules_that_it_imports(name: str):
-    expected = {str(file.relative_to(ROOT)) for file in imported_transitively(ROOT / "stages" / f"{name}.py")}
-    assert {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")} == expected
+    modules = imported_transitively(ROOT / "stages" / f"{name}.py")
+    expected = {str(file.relative_to(ROOT)) for file in modules | compiled(modules)}
+    assert {dep for dep in STAGES[name]["deps"] if dep.endswith((".py", ".cpp"))} == expected
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -7,7 +7,7 @@ import torch
 from hsae import losses, synthetic
 from hsae.sae import SAE
 from hsae.synthetic import Forest, SyntheticConfig, SyntheticData
-from hsae.training import Phase, Shuffled, fit
+from hsae.training import Autograd, Phase, Shuffled, fit
 
 CONFIG = SyntheticConfig(
     d_in=12, parents=5, children=3, singles=4, p_parent=0.2, p_child=0.7, p_single=0.1, magnitude_std=0.3
@@ -145,7 +145,7 @@ def test_fit_trains_on_the_samples_as_they_are(data: SyntheticData):
         return {"x_from_h1": losses.mse(model.decode(model.encode(x)), x)}
 
     before = objective(data.inputs)["x_from_h1"].item()
-    fit("phase1", model, data, objective, Phase(1, 500, 3e-3, 0.0, 0.0), seed=0, dead_tokens=0)
+    fit("phase1", model, data, Autograd(model, objective), Phase(1, 500, 3e-3, 0.0, 0.0), seed=0, dead_tokens=0)
     assert objective(data.inputs)["x_from_h1"].item() < 0.5 * before
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from hsae import losses, variants
 from hsae.sae import SAE
-from hsae.training import LOG_POINTS, REVIVE_EVERY, Phase, annealing_left, fit, learning_rate
+from hsae.training import LOG_POINTS, REVIVE_EVERY, Autograd, Phase, annealing_left, fit, learning_rate
 from tests.rows import Rows
 
 
@@ -45,7 +45,8 @@ def phase(epochs: float = 1, batch_size: int = 1, lr: float = 0.1, decay: float 
 def run(model: Weight, n: int, how: Phase, objective=None, dead_tokens: int = 0, seed: int = 0) -> list:
     """Fit on the tokens 0, 1, 2, ... (their numbers are their only coordinate)."""
     data = Rows(torch.arange(n)[:, None].float())
-    return fit("phase1", model, data, objective or (lambda _: {"a": model.w.sum()}), how, seed, dead_tokens)
+    gradients = Autograd(model, objective or (lambda _: {"a": model.w.sum()}))
+    return fit("phase1", model, data, gradients, how, seed, dead_tokens)
 
 
 def order_of_tokens(n: int, how: Phase, seed: int) -> list[list[int]]:
@@ -161,7 +162,8 @@ def test_annealing_falls_linearly_from_one_to_zero(anneal_fraction: float, expec
 def test_after_training_nothing_is_left_of_the_annealing(anneal_fraction: float):
     model = variants.build("threshold", 4, 8, k=2, beta=0.1)
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
-    fit("phase1", model, Rows(x), lambda x: {"a": model.error(x, model(x))}, phase(1, 8, anneal=anneal_fraction), 0, 0)
+    gradients = Autograd(model, lambda x: {"a": model.error(x, model(x))})
+    fit("phase1", model, Rows(x), gradients, phase(1, 8, anneal=anneal_fraction), 0, 0)
     assert model.settled()
     assert torch.as_tensor(model.least()).item() == pytest.approx(math.sqrt(0.2))
 
@@ -255,7 +257,7 @@ def test_a_loss_that_is_no_longer_finite_names_the_stage_the_step_and_what_to_ch
 
 
 def test_terms_that_reach_no_parameter_are_refused():
-    with pytest.raises(ValueError, match=r"^phase1: nothing to learn: the terms that reach the trained level all have"):
+    with pytest.raises(ValueError, match=r"^nothing to learn: the terms that reach the trained level all have"):
         run(Weight(), 9, phase(), lambda x: {"a": x.new_zeros(()), "b": x.mean()})
 
 
@@ -272,7 +274,8 @@ def trained(seed: int, kind: str = "relu", dead_tokens: int = 0) -> tuple[SAE, l
         out = model(batch)
         return {"error": model.error(batch, out), "sparsity": model.sparsity(out, 4)}
 
-    return model, fit("phase1", model, Rows(x), objective, phase(1.5, 8, 1e-2, 0.2, 0.3), seed, dead_tokens)
+    gradients = Autograd(model, objective)
+    return model, fit("phase1", model, Rows(x), gradients, phase(1.5, 8, 1e-2, 0.2, 0.3), seed, dead_tokens)
 
 
 @pytest.mark.parametrize("kind", variants.VARIANTS)
@@ -300,7 +303,8 @@ def test_parameters_that_need_no_gradient_stay_as_they_are_to_the_bit():
     model.b_enc.requires_grad_(False)
     model.b_enc.fill_(0.1)
     data = Rows(torch.randn(16, 4))
-    fit("phase1", model, data, lambda x: {"mse": losses.mse(model(x).x_hat, x)}, phase(2, 4, 1e-2), 0, 0)
+    gradients = Autograd(model, lambda x: {"mse": losses.mse(model(x).x_hat, x)})
+    fit("phase1", model, data, gradients, phase(2, 4, 1e-2), 0, 0)
     assert torch.equal(model.b_enc, torch.full((8,), 0.1))
     assert not torch.equal(model.W_enc, model.W_dec.T)
 

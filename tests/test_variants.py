@@ -7,7 +7,7 @@ import torch
 from hsae import losses, variants
 from hsae.files import read_tensors, write_tensors
 from hsae.sae import SAE, SAEOutput
-from hsae.training import Phase, fit
+from hsae.training import Autograd, Phase, fit
 from hsae.variants import (
     VARIANTS,
     BatchTopKSAE,
@@ -228,7 +228,8 @@ def trained(kind: str, dead_tokens: int, epochs: int) -> tuple[SAE, torch.Tensor
         out = model(batch)
         return {"error": model.error(batch, out), "sparsity": model.sparsity(out, 16)}
 
-    curve = fit("phase1", model, Rows(x), objective, Phase(epochs, 256, 3e-3, 0.3, 0.0), 0, dead_tokens)
+    phase = Phase(epochs, 256, 3e-3, 0.3, 0.0)
+    curve = fit("phase1", model, Rows(x), Autograd(model, objective), phase, 0, dead_tokens)
     return model, x, curve
 
 

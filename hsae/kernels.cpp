@@ -1,0 +1,570 @@
+// The parts of a training step that torch has no fast operator for: exact selection of the active latents, and the
+// arithmetic on nothing but them. hsae/kernels.py compiles this file and says what each function does to which tensors.
+//
+// Every sum is taken in an order that does not depend on the number of threads, nor on their timing.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+#include <omp.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+using std::int32_t;
+using std::int64_t;
+
+namespace {
+
+constexpr int COLUMNS = 64;  // coordinates that stay in registers
+
+// Entries of one row, written one after the other.
+struct Writer {
+  int32_t* latents;
+  float* values;
+  int64_t n = 0;
+
+  void add(int32_t latent, float value) {
+    latents[n] = latent;
+    values[n] = value;
+    n++;
+  }
+};
+
+// Which of 16 consecutive z exceed their bounds (BOUNDS: one for each; else bound[0] for all), as bits.
+template <bool BOUNDS>
+inline uint32_t which_above(const float* z, const float* bound) {
+#if defined(__AVX512F__)
+  const __m512 at = BOUNDS ? _mm512_loadu_ps(bound) : _mm512_set1_ps(*bound);
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(z), at, _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  const __m256 low = BOUNDS ? _mm256_loadu_ps(bound) : _mm256_set1_ps(*bound);
+  const __m256 high = BOUNDS ? _mm256_loadu_ps(bound + 8) : low;
+  return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(z), low, _CMP_GT_OQ)) |
+         _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(z + 8), high, _CMP_GT_OQ)) << 8;
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < 16; i++) bits |= uint32_t(z[i] > bound[BOUNDS ? i : 0]) << i;
+  return bits;
+#endif
+}
+
+// Appends the j in [0, n) with z[j] above its bound, in ascending order.
+template <bool BOUNDS>
+inline void above(const float* z, int64_t n, const float* bound, Writer& out) {
+  int64_t j = 0;
+  for (; j + 16 <= n; j += 16)
+    for (uint32_t bits = which_above<BOUNDS>(z + j, BOUNDS ? bound + j : bound); bits; bits &= bits - 1) {
+      const int64_t found = j + __builtin_ctz(bits);
+      out.add(found, z[found]);
+    }
+  for (; j < n; j++)
+    if (z[j] > bound[BOUNDS ? j : 0]) out.add(j, z[j]);
+}
+
+// Appends the k largest positive ones of z[0..n), of equal ones those of lower latents. `guess` is the least of them in
+// the row before, near which the search starts.
+inline void top_k(const float* z, int64_t n, int64_t k, float& guess, std::vector<float>& scratch, Writer& out) {
+  const int64_t first = out.n;
+  for (float bound = 0.85f * guess;; bound = bound > 0.1f * guess ? 0.5f * bound : 0) {
+    out.n = first;
+    above<false>(z, n, &bound, out);
+    if (out.n - first >= k || bound == 0) break;
+  }
+  const int64_t n_found = out.n - first;
+  if (n_found <= k) return;
+  float* values = out.values + first;
+  scratch.assign(values, values + n_found);
+  std::nth_element(scratch.begin(), scratch.begin() + (k - 1), scratch.end(), std::greater<float>());
+  const float least = guess = scratch[k - 1];
+  int64_t n_equal = k;  // how many of those that equal the least belong to it
+  for (int64_t i = 0; i < k; i++) n_equal -= scratch[i] > least;
+  out.n = first;
+  for (int64_t i = 0; i < n_found; i++)
+    if (values[i] > least || (values[i] == least && n_equal-- > 0)) out.add(out.latents[first + i], values[i]);
+}
+
+// Rows [begin, end) of thread `t` of `n_threads`.
+inline void share(int64_t n, int t, int n_threads, int64_t& begin, int64_t& end) {
+  begin = n * t / n_threads;
+  end = n * (t + 1) / n_threads;
+}
+
+// Let what `make` makes write each row's entries; those of a thread's share lie together, from d_sae times its first row.
+template <class Select>
+void select_rows(const float* z, int64_t first, int64_t rows, int64_t d_sae, int64_t* start, int32_t* count,
+                 int32_t* latents, float* values, Select make) {
+#pragma omp parallel
+  {
+    int64_t begin, end;
+    share(rows, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    int64_t at = (first + begin) * d_sae;
+    auto select = make();
+    for (int64_t r = begin; r < end; r++) {
+      Writer out{latents + at, values + at};
+      select(z + r * d_sae, out);
+      start[first + r] = at;
+      count[first + r] = out.n;
+      at += out.n;
+    }
+  }
+}
+
+// sum[0..width) += a * w[0..width), in registers where the width is full.
+inline void add_row(float* sum, float a, const float* w, int64_t width) {
+  if (width == COLUMNS)
+    for (int j = 0; j < COLUMNS; j++) sum[j] += a * w[j];
+  else
+    for (int64_t j = 0; j < width; j++) sum[j] += a * w[j];
+}
+
+}  // namespace
+
+extern "C" {
+
+void select_above(const float* z, int64_t first, int64_t rows, int64_t d_sae, const float* bound, int64_t* start,
+                  int32_t* count, int32_t* latents, float* values) {
+  select_rows(z, first, rows, d_sae, start, count, latents, values, [=] {
+    return [=](const float* z, Writer& out) {
+      above<true>(z, d_sae, bound, out);
+    };
+  });
+}
+
+void select_top_k(const float* z, int64_t first, int64_t rows, int64_t d_sae, int64_t k, int64_t* start,
+                  int32_t* count, int32_t* latents, float* values) {
+  select_rows(z, first, rows, d_sae, start, count, latents, values, [=] {
+    return [=, guess = 0.0f, scratch = std::vector<float>()](const float* z, Writer& out) mutable {
+      top_k(z, d_sae, k, guess, scratch, out);
+    };
+  });
+}
+
+void select_gated(const float* z, int64_t first, int64_t rows, int64_t d_sae, int64_t k_parents, int64_t n_families,
+                  int64_t n_children, int64_t* start, int32_t* count, int32_t* latents, float* values) {
+  const int64_t n_parents = d_sae - n_families * n_children;
+  select_rows(z, first, rows, d_sae, start, count, latents, values, [=] {
+    return [=, guess = 0.0f, scratch = std::vector<float>()](const float* z, Writer& out) mutable {
+      top_k(z, n_parents, k_parents, guess, scratch, out);
+      const int64_t n = out.n;
+      for (int64_t i = 0; i < n && out.latents[i] < n_families; i++) {
+        const int64_t family = n_parents + out.latents[i] * n_children;
+        int64_t best = family;
+        for (int64_t c = family + 1; c < family + n_children; c++)
+          if (z[c] > z[best]) best = c;
+        if (z[best] > 0) out.add(best, z[best]);
+      }
+    };
+  });
+}
+
+// Keep of all entries those of at least the n-th largest value (all, if there are not so many); returns that value.
+float keep_largest(int64_t rows, int64_t n, const int64_t* start, int32_t* count, int32_t* latents, float* values) {
+  std::vector<float> all;
+  for (int64_t r = 0; r < rows; r++) all.insert(all.end(), values + start[r], values + start[r] + count[r]);
+  float cutoff = 0;
+  if ((int64_t)all.size() > n) {
+    std::nth_element(all.begin(), all.begin() + (n - 1), all.end(), std::greater<float>());
+    cutoff = all[n - 1];
+  }
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < rows; r++) {
+    const int64_t from = start[r];
+    int32_t kept = 0;
+    for (int32_t i = 0; i < count[r]; i++)
+      if (values[from + i] >= cutoff) {
+        latents[from + kept] = latents[from + i];
+        values[from + kept] = values[from + i];
+        kept++;
+      }
+    count[r] = kept;
+  }
+  return cutoff;
+}
+
+// For each row the reconstructions x_hat from the active latents of nested prefixes [0, ends[p]). gradients[p] becomes
+// scale times the error x_hat - x, summed over prefixes p and later ones; entry_gradients that of each entry's
+// activation, plus `price`. Returns the sum of squared errors over rows, coordinates and prefixes.
+double decode(const float* x, int64_t rows, int64_t d, const float* W_dec, const float* b_dec, int64_t n_prefixes,
+              const int64_t* ends, float scale, float price, const float* least, const int64_t* start,
+              const int32_t* count, const int32_t* latents, const float* values, float* entry_gradients,
+              float* gradients) {
+  std::vector<double> squares(rows);
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < rows; r++) {
+    const int32_t* own = latents + start[r];
+    const float* acts = values + start[r];
+    const int32_t n = count[r];
+    double total = 0;
+    for (int64_t c = 0; c < d; c += COLUMNS) {
+      const int64_t width = std::min<int64_t>(COLUMNS, d - c);
+      float sum[COLUMNS] = {0};
+      for (int64_t j = 0; j < width; j++) sum[j] = b_dec[c + j] - x[r * d + c + j];
+      int32_t i = 0;
+      for (int64_t p = 0; p < n_prefixes; p++) {
+        for (; i < n && own[i] < ends[p]; i++)
+          if (acts[i] > least[own[i]]) add_row(sum, acts[i], W_dec + own[i] * d + c, width);
+        float* g = gradients + (p * rows + r) * d + c;
+        float part = 0;
+        for (int64_t j = 0; j < width; j++) part += sum[j] * sum[j], g[j] = scale * sum[j];
+        total += part;
+      }
+    }
+    squares[r] = total;
+    for (int64_t p = n_prefixes - 2; p >= 0; p--) {
+      float* g = gradients + (p * rows + r) * d;
+      for (int64_t j = 0; j < d; j++) g[j] += g[rows * d + j];
+    }
+    int64_t p = 0;
+    for (int32_t i = 0; i < n; i++) {
+      while (own[i] >= ends[p]) p++;
+      const float* g = gradients + (p * rows + r) * d;
+      const float* w = W_dec + own[i] * d;
+      float dot = 0;
+      for (int64_t j = 0; j < d; j++) dot += g[j] * w[j];
+      entry_gradients[start[r] + i] = dot + price;
+    }
+  }
+  return std::accumulate(squares.begin(), squares.end(), 0.0);
+}
+
+// Sort the entries by latent, and by row within one: `where` says where each latent's begin, `entries` which they are,
+// `row` to which row each belongs.
+void by_latent(int64_t rows, int64_t d_sae, const int64_t* start, const int32_t* count, const int32_t* latents,
+               int64_t* where, int64_t* entries, int32_t* row) {
+  std::vector<int64_t> next;  // of each thread's share of the rows and each latent: its number, then its next place
+#pragma omp parallel
+  {
+    const int t = omp_get_thread_num(), n_threads = omp_get_num_threads();
+    int64_t begin, end;
+    share(rows, t, n_threads, begin, end);
+#pragma omp single
+    next.assign(n_threads * d_sae, 0);
+    int64_t* own = next.data() + t * d_sae;
+    for (int64_t r = begin; r < end; r++)
+      for (int64_t i = start[r]; i < start[r] + count[r]; i++) own[latents[i]]++;
+#pragma omp barrier
+#pragma omp single
+    {
+      int64_t total = 0;
+      for (int64_t l = 0; l < d_sae; l++) {
+        where[l] = total;
+        for (int u = 0; u < n_threads; u++) {
+          const int64_t n = next[u * d_sae + l];
+          next[u * d_sae + l] = total;
+          total += n;
+        }
+      }
+      where[d_sae] = total;
+    }
+    for (int64_t r = begin; r < end; r++)
+      for (int64_t i = start[r]; i < start[r] + count[r]; i++) {
+        const int64_t at = own[latents[i]]++;
+        entries[at] = i;
+        row[at] = r;
+      }
+  }
+}
+
+// Number of each latent's active entries and the sum of their activations; returns the sum of their squares.
+double activity(int64_t d_sae, const int64_t* where, const int64_t* entries, const float* values, const float* least,
+                int32_t* n_active, float* sums) {
+  std::vector<double> squares(d_sae);
+#pragma omp parallel for schedule(dynamic, 16)
+  for (int64_t l = 0; l < d_sae; l++) {
+    int32_t n = 0;
+    float sum = 0;
+    double square = 0;
+    for (int64_t e = where[l]; e < where[l + 1]; e++) {
+      const float a = values[entries[e]];
+      if (a > least[l]) n++, sum += a, square += (double)a * a;
+    }
+    n_active[l] = n;
+    sums[l] = sum;
+    squares[l] = square;
+  }
+  return std::accumulate(squares.begin(), squares.end(), 0.0);
+}
+
+// Of each latent the sum of its active entries' gradients; of those within half_width of the threshold, relatively, the
+// sum of the gradients and their number.
+void thresholds(int64_t d_sae, const int64_t* where, const int64_t* entries, const float* values,
+                const float* entry_gradients, const float* least, float half_width, float* active, float* near,
+                int32_t* n_near) {
+#pragma omp parallel for schedule(dynamic, 16)
+  for (int64_t l = 0; l < d_sae; l++) {
+    float sum = 0, near_sum = 0;
+    int32_t n = 0;
+    for (int64_t e = where[l]; e < where[l + 1]; e++) {
+      const float a = values[entries[e]], g = entry_gradients[entries[e]];
+      if (a > least[l]) sum += g;
+      if (std::fabs(a - least[l]) < half_width * least[l]) n++, near_sum += g;
+    }
+    active[l] = sum;
+    near[l] = near_sum;
+    n_near[l] = n;
+  }
+}
+
+// Of each latent the sum over its active entries of weight times that row of `matrix`, minus bias[l] * shift.
+// Latents from ends[p - 1] to ends[p] use the p-th matrix.
+void weighted_rows(const float* matrix, int64_t rows, int64_t d, int64_t d_sae, const int64_t* ends, const int64_t*
+                   where, const int64_t* entries, const int32_t* row, const float* values, const float* least, const
+                   float* weights, const float* bias, const float* shift, float* out) {
+#pragma omp parallel for schedule(dynamic, 8)
+  for (int64_t l = 0; l < d_sae; l++) {
+    int64_t p = 0;
+    while (l >= ends[p]) p++;
+    const float* own = matrix + p * rows * d;
+    for (int64_t c = 0; c < d; c += COLUMNS) {
+      const int64_t width = std::min<int64_t>(COLUMNS, d - c);
+      float sum[COLUMNS] = {0};
+      for (int64_t e = where[l]; e < where[l + 1]; e++)
+        if (values[entries[e]] > least[l]) add_row(sum, weights[entries[e]], own + row[e] * d + c, width);
+      if (bias) add_row(sum, -bias[l], shift + c, width);
+      std::copy(sum, sum + width, out + l * d + c);
+    }
+  }
+}
+
+// ReLU in place on rows of z; adds each latent's activations to `sums` and its active rows to `n_active`.
+void relu(float* z, int64_t rows, int64_t d_sae, float* sums, int32_t* n_active) {
+#pragma omp parallel
+  {
+    int64_t begin, end;
+    share(d_sae, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    for (int64_t r = 0; r < rows; r++) {
+      float* row = z + r * d_sae;
+#pragma omp simd
+      for (int64_t j = begin; j < end; j++) {
+        const float a = row[j] <= 0 ? 0.0f : row[j];  // NaN stays
+        row[j] = a;
+        sums[j] += a;
+        n_active[j] += a > 0;
+      }
+    }
+  }
+}
+
+// Gradients of z from those of relu(z) = acts, in place, with the constant of the L1 term; adds each latent's to `sums`.
+void relu_backward(const float* acts, float* gradients, int64_t rows, int64_t d_sae, float l1, float* sums) {
+#pragma omp parallel
+  {
+    int64_t begin, end;
+    share(d_sae, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    for (int64_t r = 0; r < rows; r++) {
+      const float* a = acts + r * d_sae;
+      float* g = gradients + r * d_sae;
+#pragma omp simd
+      for (int64_t j = begin; j < end; j++) {
+        const float own = a[j] == 0 ? 0.0f : g[j] + l1;
+        g[j] = own;
+        sums[j] += own;
+      }
+    }
+  }
+}
+
+// Memberships A[i, g] = W[i, g]^4 / sum_g W[i, g]^4 from the transposed decoder W [d1, d2] of the upper level. W becomes
+// W / scale, where scale[i] is the largest of its row; A = norm times the fourth power of that.
+void membership(int64_t d1, int64_t d2, float* W, float* scale, float* norm, float* A) {
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < d1; i++) {
+    float *w = W + i * d2, *a = A + i * d2, largest = 1e-8f, sum = 0;
+    for (int64_t g = 0; g < d2; g++) largest = std::max(largest, w[g]);
+    const float inverse = 1 / largest;
+    for (int64_t g = 0; g < d2; g++) {
+      w[g] *= inverse;
+      a[g] = (w[g] * w[g]) * (w[g] * w[g]);
+      sum += a[g];
+    }
+    scale[i] = largest;
+    norm[i] = 1 / std::max(sum, 1e-8f);
+    for (int64_t g = 0; g < d2; g++) a[g] *= norm[i];
+  }
+}
+
+// From the gradient of A, A_grad + alpha * A + beta * columns, that of the transposed decoder, in place of A_grad.
+void membership_backward(int64_t d1, int64_t d2, const float* W, const float* scale, const float* norm, const float* A,
+                         float alpha, float beta, const float* columns, float* A_grad) {
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < d1; i++) {
+    const float *w = W + i * d2, *a = A + i * d2, factor = 4 * norm[i] / scale[i];
+    float *g = A_grad + i * d2, mean = 0;
+    for (int64_t j = 0; j < d2; j++) {
+      g[j] += alpha * a[j] + beta * columns[j];
+      mean += g[j] * a[j];
+    }
+    for (int64_t j = 0; j < d2; j++) g[j] = factor * (g[j] - mean) * ((w[j] * w[j]) * w[j]);
+  }
+}
+
+// The upper level reads h1 as entries (`start` to `least`). For each row:
+//   z = offset + h1 W_enc;  dots = h1 W_dec^T;
+//   roots[g] = group_factor / sqrt(sum_i A[i, g] h1_i^2), 0 where that is silent;
+//   covered[g] = sum over active i of A[i, g] * share[i];
+//   with thresholds: parents = clamp(z / threshold, 0, 1), and dz = cover_factor * covered / threshold on the ramp, else 0.
+// Returns the sum of the square roots.
+double upper_forward(int64_t rows, int64_t d2, const int64_t* start, const int32_t* count, const int32_t* latents,
+                     const float* values, const float* least, const float* W_enc, const float* W, const float* scale,
+                     const float* norm, const float* share, const float* offset, float group_factor,
+                     const float* threshold, float cover_factor, float* z, float* dots, float* roots, float* covered,
+                     float* parents, float* dz) {
+  std::vector<double> norms(rows);
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < rows; r++) {
+    double total = 0;
+    for (int64_t c = 0; c < d2; c += COLUMNS) {
+      const int64_t width = std::min<int64_t>(COLUMNS, d2 - c);
+      float pre[COLUMNS] = {0}, dot[COLUMNS] = {0}, square[COLUMNS] = {0}, cover[COLUMNS] = {0};
+      for (int64_t e = start[r]; e < start[r] + count[r]; e++) {
+        const int64_t i = latents[e];
+        const float a = values[e];
+        if (a <= least[i]) continue;
+        const float b = a * scale[i], a2 = a * a * norm[i], n = share[i] * norm[i];
+        const float *we = W_enc + i * d2 + c, *wd = W + i * d2 + c;
+        auto add = [&](int64_t j) {
+          const float w = wd[j], w4 = (w * w) * (w * w);
+          pre[j] += a * we[j];
+          dot[j] += b * w;
+          square[j] += a2 * w4;
+          cover[j] += n * w4;
+        };
+        if (width == COLUMNS)
+          for (int j = 0; j < COLUMNS; j++) add(j);
+        else
+          for (int64_t j = 0; j < width; j++) add(j);
+      }
+      const int64_t at = r * d2 + c;
+      float part = 0;
+      for (int64_t j = 0; j < width; j++) {
+        const float own = pre[j] + offset[c + j];
+        z[at + j] = own;
+        dots[at + j] = dot[j];
+        covered[at + j] = cover[j];
+        // The square root has no gradient at 0, where a group is silent.
+        const float root = square[j] > 1e-12f ? std::sqrt(square[j]) : 0.0f;
+        roots[at + j] = square[j] > 1e-12f ? group_factor / root : 0.0f;
+        part += root;
+      }
+      if (threshold)
+        for (int64_t j = 0; j < width; j++) {
+          const float inverse = 1 / threshold[c + j], near = z[at + j] * inverse;
+          parents[at + j] = std::min(std::max(near, 0.0f), 1.0f);
+          dz[at + j] = near >= 0 && near <= 1 ? cover_factor * cover[j] * inverse : 0.0f;
+        }
+      total += part;
+    }
+    norms[r] = total;
+  }
+  return std::accumulate(norms.begin(), norms.end(), 0.0);
+}
+
+// sums[j] = sum over rows of a[r, j] * b[r, j].
+void column_dots(int64_t rows, int64_t d, const float* a, const float* b, float* sums) {
+#pragma omp parallel
+  {
+    int64_t begin, end;
+    share(d, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    std::fill(sums + begin, sums + end, 0.0f);
+    for (int64_t r = 0; r < rows; r++)
+#pragma omp simd
+      for (int64_t j = begin; j < end; j++) sums[j] += a[r * d + j] * b[r * d + j];
+  }
+}
+
+// Writes h2 [rows, d2] in full. Adds to each entry's gradient scale * <h1_hat - h1, its decoder row>, from gram = W_dec
+// W_dec^T, bias = W_dec b_dec and dots = h1 W_dec^T, and of active entries the whole to dz. Without thresholds, `parents`
+// says which are active. Returns the sum over active entries of h2_j (<h1_hat, W_j> + bias_j - 2 dots_j).
+double upper_entries(int64_t rows, int64_t d2, const int64_t* start, const int32_t* count, const int32_t* latents,
+                     const float* values, const float* least, const float* gram, const float* bias, const float* dots,
+                     float scale, float* entry_gradients, float* dz, float* h2, float* parents) {
+  std::vector<double> sums(rows);
+#pragma omp parallel
+  {
+    std::vector<float> reconstructed(d2);
+    float* v = reconstructed.data();
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+      double total = 0;
+      std::copy(bias, bias + d2, v);
+      std::fill(h2 + r * d2, h2 + (r + 1) * d2, 0.0f);
+      if (parents) std::fill(parents + r * d2, parents + (r + 1) * d2, 0.0f);
+      for (int64_t e = start[r]; e < start[r] + count[r]; e++) {
+        const int64_t j = latents[e];
+        if (values[e] <= least[j]) continue;
+        h2[r * d2 + j] = values[e];
+        if (parents) parents[r * d2 + j] = 1;
+        for (int64_t c = 0; c < d2; c++) v[c] += values[e] * gram[j * d2 + c];
+      }
+      for (int64_t e = start[r]; e < start[r] + count[r]; e++) {
+        const int64_t j = latents[e];
+        const float dot = dots[r * d2 + j], g = entry_gradients[e] += scale * (v[j] - dot);
+        if (values[e] <= least[j]) continue;
+        total += (double)values[e] * (v[j] + bias[j] - 2 * dot);
+        dz[r * d2 + j] += g;
+      }
+      sums[r] = total;
+    }
+  }
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
+// Of each level-1 latent i the sums over its active entries of h_i dz - b_dec[i] * b_enc_grad (W_enc_grad), h_i h2 (products)
+// and h_i^2 roots / 2 + factor * share[i] * parents (A_grad).
+void upper_accumulate(int64_t d1, int64_t d2, const int64_t* where, const int64_t* entries, const int32_t* row,
+                      const float* values, const float* least, const float* share, float factor, const float* dz,
+                      const float* roots, const float* parents, const float* h2, const float* b_dec,
+                      const float* b_enc_grad, float* W_enc_grad, float* products, float* A_grad) {
+#pragma omp parallel for schedule(dynamic, 8)
+  for (int64_t i = 0; i < d1; i++) {
+    for (int64_t c = 0; c < d2; c += COLUMNS) {
+      const int64_t width = std::min<int64_t>(COLUMNS, d2 - c);
+      float enc[COLUMNS] = {0}, product[COLUMNS] = {0}, group[COLUMNS] = {0}, cover[COLUMNS] = {0};
+      for (int64_t e = where[i]; e < where[i + 1]; e++) {
+        const float a = values[entries[e]], a2 = 0.5f * a * a;
+        if (a <= least[i]) continue;
+        const int64_t at = row[e] * d2 + c;
+        auto add = [&](int64_t j) {
+          enc[j] += a * dz[at + j];
+          product[j] += a * h2[at + j];
+          group[j] += a2 * roots[at + j];
+          cover[j] += parents[at + j];
+        };
+        if (width == COLUMNS)
+          for (int j = 0; j < COLUMNS; j++) add(j);
+        else
+          for (int64_t j = 0; j < width; j++) add(j);
+      }
+      const int64_t at = i * d2 + c;
+      const float own = factor * share[i];
+      for (int64_t j = 0; j < width; j++) {
+        W_enc_grad[at + j] = enc[j] - b_dec[i] * b_enc_grad[c + j];
+        products[at + j] = product[j];
+        A_grad[at + j] = group[j] + own * cover[j];
+      }
+    }
+  }
+}
+
+// Adds to each level-1 entry's gradient what reaches it from above: down times <dz, W_enc[i]>, and 2 h_i sum_g A[i, g]
+// times half of roots[g].
+void upper_backward(int64_t rows, int64_t d2, const int64_t* start, const int32_t* count, const int32_t* latents,
+                    const float* values, const float* least, const float* W_enc, const float* A, const float* dz,
+                    const float* roots, float down, float* entry_gradients) {
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < rows; r++) {
+    const float *d = dz + r * d2, *s = roots + r * d2;
+    for (int64_t e = start[r]; e < start[r] + count[r]; e++) {
+      const int64_t i = latents[e];
+      const float *we = W_enc + i * d2, *a = A + i * d2;
+      float encoder = 0, group = 0;
+      for (int64_t j = 0; j < d2; j++) encoder += d[j] * we[j], group += s[j] * a[j];
+      entry_gradients[e] += down * encoder + (values[e] > least[i] ? values[e] * group : 0.0f);
+    }
+  }
+}
+
+}  // extern "C"
