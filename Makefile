@@ -25,6 +25,18 @@ ablations frontier comparison: .venv/installed  ## run a sweep of hsae/sweeps, J
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	@touch $@
 
+bench: .peers/installed  ## time training steps beside those of SAELens, dictionary_learning and sparsify
+	.peers/bin/python -m benchmarks.training benchmarks/training.json plots/benchmark.png
+	.peers/bin/python -m benchmarks.levels benchmarks/levels.json
+
+.peers/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet torch==2.13.0
+	.peers/bin/python -m pip install --quiet --requirement requirements.lock
+	.peers/bin/python -m pip install --quiet --constraint requirements.lock $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])')
+	-.peers/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
 lock:  ## write requirements.lock anew from pyproject.toml (torch first: later packages must not pull another build)
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --quiet torch==2.13.0
@@ -35,4 +47,4 @@ lock:  ## write requirements.lock anew from pyproject.toml (torch first: later p
 readme: .venv/installed  ## make the results table of README.md equal to metrics/
 	$(BIN)/python -m hsae.readme
 
-.PHONY: repro test check ablations frontier comparison lock readme
+.PHONY: repro test check ablations frontier comparison bench lock readme

@@ -4,17 +4,20 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from hsae import readme
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_results_table_is_made_from_the_committed_metrics():
-    evaluation = json.loads((ROOT / "metrics" / "evaluate.json").read_text(encoding="utf-8"))
-    match = readme.TABLE.search(TEXT)
+@pytest.mark.parametrize("name", readme.TABLES)
+def test_the_tables_are_made_from_the_committed_results(name: str):
+    source, table = readme.TABLES[name]
+    match = readme.block(name).search(TEXT)
     assert match is not None
-    assert match.group() == readme.table(evaluation)
+    assert match.group() == table(json.loads((ROOT / source).read_text(encoding="utf-8")))
 
 
 def test_the_table_shows_each_dictionary_with_rounded_metrics():
@@ -22,9 +25,37 @@ def test_the_table_shows_each_dictionary_with_rounded_metrics():
         "latents": 1024, "l0": 25.04, "dead_fraction": 0.0123, "fvu": 0.07149,
         "ce_recovered_zero": 0.98, "ce_recovered_mean": 0.95, "kl_recovered_mean": 0.9,
     }  # fmt: skip
-    lines = readme.table({"hsae": {"level1": metrics}}).splitlines()
+    lines = readme.results({"hsae": {"level1": metrics}}).splitlines()
     assert lines[0].startswith("| dictionary | latents | L0 |")
     assert lines[2:] == ["| HSAE level1 | 1,024 | 25.0 | 1.2% | 0.071 | 0.980 | 0.950 | 0.900 |"]
+
+
+def test_the_speed_table_shows_ratios_and_the_share_of_the_limit():
+    times = {
+        ("relu", "hsae"): 100_000, ("relu", "sae_lens"): 40_000,
+        ("relu", "matrix products"): 80_000, ("relu", "matrix products in chunks"): 125_000,
+        ("topk", "hsae"): 300_000, ("topk", "sparsify"): 60_000, ("topk", "matrix products"): 600_000,
+        ("batchtopk", "hsae"): 150_000,
+    }  # fmt: skip
+    rows = [
+        {"d": 128, "d_sae": 1024, "batch": readme.BATCH, "kind": kind, "method": method, "tokens_per_s": value}
+        for (kind, method), value in times.items()
+    ]
+    rows.append({**rows[0], "batch": 1024, "tokens_per_s": 1})
+    assert readme.speed({"rows": rows}).splitlines()[2:] == [
+        "| relu, 128 → 1,024 | 100k |  | 2.5 |  |  | 0.80 |",
+        "| topk, 128 → 1,024 | 300k |  |  |  | 5.0 | 0.50 |",
+        "| batchtopk, 128 → 1,024 | 150k |  |  |  |  | 0.25 |",
+    ]
+
+
+def test_the_table_of_the_levels_shows_both_ways_to_compute_gradients():
+    rows = [
+        {"batch": readme.BATCH, "kind": "phase 3", "method": "by hand", "ms": 50.2},
+        {"batch": readme.BATCH, "kind": "phase 3", "method": "autograd", "ms": 251.0},
+        {"batch": 1, "kind": "phase 3", "method": "autograd", "ms": 1.0},
+    ]
+    assert readme.levels({"rows": rows}).splitlines()[2:] == ["| phase 3 | 50 ms | 251 ms | 5.0 |"]
 
 
 def test_every_module_has_its_line_and_every_picture_exists():

@@ -1,0 +1,247 @@
+"""Training steps of our autoencoders beside those of SAELens, dictionary_learning and sparsify, in one run.
+
+Every method trains on the same tokens, with k = 32 or an L1 penalty, no auxiliary loss, and the step that its own
+library takes. The methods take turns; a figure is the median over rounds. The limit is what the matrix products cost
+alone, in the same run: five for ReLU + L1, the encoder's for the sparse kinds. Arguments: where to write the result and
+the plot.
+"""
+
+import contextlib
+import io
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+import torch
+from torch import Tensor
+
+from hsae import variants
+from hsae.files import write_figure, write_json
+from hsae.gradients import level_gradients, level_objective
+from hsae.training import Autograd, Gradients, Phase, Shuffled, Trainable, fit
+
+SIZES = [(128, 1024), (256, 2048), (576, 4608)]
+BATCHES = [1024, 4096, 8192]
+K, BETA, LR = 32, 0.01, 1e-3
+STEPS = 2  # of each method in a round
+ROUND_BUDGET = 30.0  # seconds for the rounds of one size and batch
+ROUNDS = (2, 31)  # at least and at most
+PREFIXES = [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
+
+Step = Callable[[Tensor], object]
+
+
+class Tokens:
+    """Sparse combinations of four times more directions than dimensions, with noise."""
+
+    def __init__(self, n: int, d: int):
+        generator = torch.Generator().manual_seed(0)
+        codes = torch.rand(n, 4 * d, generator=generator) * (torch.rand(n, 4 * d, generator=generator) < 0.02)
+        noise = 0.1 * torch.randn(n, d, generator=generator)
+        self.rows = (codes @ torch.randn(4 * d, d, generator=generator) + noise).contiguous()
+        self.rows /= self.rows.std()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def x(self, rows: slice) -> Tensor:
+        """Inputs at some rows."""
+        return self.rows[rows]
+
+
+def ours(kind: str, tokens: Tokens, d_sae: int, batch: int, by_hand: bool) -> Callable[[], None]:
+    """STEPS steps of `fit`."""
+    torch.manual_seed(0)
+    model = variants.build(kind, tokens.rows.shape[1], d_sae, k=K, beta=BETA)
+    gradients = level_gradients(model) if by_hand else Autograd(model, lambda x: level_objective(model, x, 1.0))
+    return trained(model, gradients, tokens, batch)
+
+
+def trained(model: Trainable, gradients: Gradients, tokens: Shuffled, batch: int) -> Callable[[], None]:
+    """STEPS steps of `fit`, on a model that goes on from call to call."""
+    phase = Phase(STEPS * batch / len(tokens), batch, LR, 0.0, 0.0)
+
+    def run() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            fit("benchmark", model, tokens, gradients, phase, seed=0, dead_tokens=0)
+
+    return run
+
+
+def stepping(step: Step, tokens: Tokens, batch: int) -> Callable[[], None]:
+    """STEPS calls of a peer's step."""
+
+    def run() -> None:
+        for i in range(STEPS):
+            step(tokens.rows[i * batch : (i + 1) * batch])
+
+    return run
+
+
+def sae_lens(kind: str, d: int, d_sae: int, batch: int) -> Step:
+    """SAELens's trainer."""
+    import sae_lens as library
+    from sae_lens.training.sae_trainer import SAETrainer, SAETrainerConfig
+
+    topk = {"k": K, "aux_loss_coefficient": 0.0}
+    name, settings = {
+        "relu": ("Standard", {"l1_coefficient": d * BETA}),
+        "topk": ("TopK", topk),
+        "batchtopk": ("BatchTopK", topk),
+        "matryoshka": ("MatryoshkaBatchTopK", topk | {"matryoshka_widths": [d_sae // n for n in (16, 8, 4, 2, 1)]}),
+    }[kind]
+    config = getattr(library, f"{name}TrainingSAEConfig")(d_in=d, d_sae=d_sae, dtype="float32", **settings)
+    sae = getattr(library, f"{name}TrainingSAE")(config)
+    trainer = SAETrainer(SAETrainerConfig(10**9, batch, lr=LR, lr_end=LR), sae, iter([]))
+    return trainer.step
+
+
+def dictionary_learning(kind: str, d: int, d_sae: int, batch: int) -> Step:  # noqa: ARG001 (the peers' common signature)
+    """dictionary_learning's trainer."""
+    from importlib import import_module
+
+    topk = {"k": K, "auxk_alpha": 0.0, "threshold_start_step": 0}
+    module, name, settings = {
+        "relu": ("standard", "StandardTrainer", {"l1_penalty": d * BETA, "sparsity_warmup_steps": None}),
+        "topk": ("top_k", "TopKTrainer", topk),
+        "batchtopk": ("batch_top_k", "BatchTopKTrainer", topk),
+        "matryoshka": (
+            "matryoshka_batch_top_k",
+            "MatryoshkaBatchTopKTrainer",
+            topk | {"group_fractions": PREFIXES, "group_weights": [1.0] * len(PREFIXES)},
+        ),
+    }[kind]
+    trainer = getattr(import_module(f"dictionary_learning.trainers.{module}"), name)(
+        layer=0, lm_name="", device="cpu", lr=LR, warmup_steps=0, steps=10**9, activation_dim=d, dict_size=d_sae,
+        **settings,
+    )  # fmt: skip
+    return lambda x: trainer.update(1, x)
+
+
+def sparsify(kind: str, d: int, d_sae: int, batch: int) -> Step | None:  # noqa: ARG001
+    """A step as sparsify's trainer takes it, with Adam."""
+    if kind != "topk":
+        return None
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    sae = SparseCoder(d, SparseCoderConfig(num_latents=d_sae, k=K))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=LR, fused=True)
+
+    def step(x: Tensor) -> None:
+        optimizer.zero_grad()
+        sae(x).fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        sae.set_decoder_norm_to_unit_norm()
+
+    return step
+
+
+def products(d: int, d_sae: int, batch: int, rows: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The five matrix products of a dense step, and the encoder's alone, STEPS times each, so many rows at a time."""
+    rows = min(rows, batch)
+    x, acts = torch.randn(rows, d), torch.randn(rows, d_sae)
+    W_enc, W_dec = torch.randn(d, d_sae), torch.randn(d_sae, d)
+    out, wide = torch.empty(rows, d), torch.empty(rows, d_sae)
+    enc, dec = torch.zeros(d, d_sae), torch.zeros(d_sae, d)
+    n = STEPS * batch // rows
+
+    def encoder() -> None:
+        for _ in range(n):
+            torch.mm(x, W_enc, out=wide)
+
+    def dense() -> None:
+        for _ in range(n):
+            torch.mm(x, W_enc, out=wide)
+            torch.mm(acts, W_dec, out=out)
+            torch.mm(x, W_dec.T, out=wide)
+            enc.addmm_(x.T, acts)
+            dec.addmm_(acts.T, x)
+
+    return dense, encoder
+
+
+def methods(d: int, d_sae: int, batch: int) -> Iterator[tuple[str, str, Callable[[], None]]]:
+    """Kind, library and what is timed."""
+    tokens = Tokens(STEPS * batch, d)
+    for kind in ("relu", "topk", "batchtopk", "matryoshka"):
+        for name, by_hand in (("hsae", True), ("hsae, autograd", False)):
+            yield kind, name, ours(kind, tokens, d_sae, batch, by_hand)
+        for peer in (sae_lens, dictionary_learning, sparsify):
+            with contextlib.suppress(ImportError):
+                step = peer(kind, d, d_sae, batch)
+                if step is not None:
+                    yield kind, peer.__name__, stepping(step, tokens, batch)
+    for name, rows in (("matrix products", batch), ("matrix products in chunks", 512)):
+        dense, encoder = products(d, d_sae, batch, rows)
+        yield "relu", name, dense
+        yield "topk", name, encoder
+
+
+def measure(timed: list[tuple[str, str, Callable[[], None]]], batch: int) -> list[dict[str, Any]]:
+    """Median seconds per step and tokens per second of each, taking turns."""
+    for _, _, run in timed:
+        run()
+    seconds: list[list[float]] = [[] for _ in timed]
+    start, rounds = time.perf_counter(), 0
+    while rounds < ROUNDS[0] or (rounds < ROUNDS[1] and time.perf_counter() - start < ROUND_BUDGET):
+        for (_, _, run), own in zip(timed, seconds, strict=True):
+            before = time.perf_counter()
+            run()
+            own.append((time.perf_counter() - before) / STEPS)
+        rounds += 1
+    return [
+        {"kind": kind, "method": method, "ms": 1e3 * median(own), "tokens_per_s": batch / median(own), "rounds": rounds}
+        for (kind, method, _), own in zip(timed, seconds, strict=True)
+    ]
+
+
+def machine() -> dict[str, Any]:
+    """What it is that is measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {"processor": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def draw(rows: pd.DataFrame, path: Path) -> None:
+    """Tokens per second of every library, a panel for each size, at batches of 4096."""
+    shown = rows[(rows.batch == 4096) & ~rows.method.str.startswith("matrix")]
+    shown = shown.assign(
+        thousands=shown.tokens_per_s / 1000,
+        size="d " + shown.d.astype(str) + ", " + shown.d_sae.astype(str) + " latents",
+    )
+    grid = sns.catplot(
+        shown, x="thousands", y="kind", hue="method", col="size", kind="bar", palette="colorblind", sharex=False,
+        height=4, aspect=0.8,
+    )  # fmt: skip
+    grid.set_titles("{col_name}")
+    grid.set_axis_labels("thousand tokens per second", "")
+    write_figure(path, grid.figure)
+
+
+def main(result: str, plot: str) -> None:
+    """Measure everything and write it."""
+    warnings.simplefilter("ignore")  # the peers' own
+    os.environ["WANDB_MODE"] = "disabled"
+    torch.set_num_threads(2)
+    rows = []
+    for d, d_sae in SIZES:
+        for batch in BATCHES:
+            found = measure(list(methods(d, d_sae, batch)), batch)
+            rows += [{"d": d, "d_sae": d_sae, "batch": batch, **row} for row in found]
+            print(pd.DataFrame(found).to_string(index=False), d, d_sae, batch, flush=True)
+    write_json(Path(result), {"machine": machine(), "rows": rows})
+    draw(pd.DataFrame(rows), Path(plot))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
