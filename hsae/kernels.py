@@ -71,6 +71,7 @@ def _convert(argument: Tensor | float | None) -> object:
 
 def _build(compiler: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    print(f"compiling kernels.cpp with {compiler}, once, into {target.parent}", flush=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built = Path(folder) / target.name
         subprocess.run([compiler, *FLAGS, SOURCE, "-o", built], check=True, capture_output=True, text=True)

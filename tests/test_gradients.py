@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hsae import kernels, two_level
-from hsae.gradients import DenseGradients, Level, SparseGradients, level_gradients, level_objective
+from hsae.gradients import SPARSE, Level, ReLUGradients, SparseGradients, level_gradients, level_objective
 from hsae.hierarchical import HierarchicalSAE, objective
 from hsae.losses import Coefficients
 from hsae.sae import SAE
@@ -103,11 +103,25 @@ def test_gradients_of_a_level_by_hand_are_those_of_autograd(kind: str, sizes: tu
     model = autoencoder(kind, d, d_sae, k=3)
     other = copy.deepcopy(model)
     by_hand, oracle = level_gradients(model, 3.0), Autograd(other, lambda x: level_objective(other, x, 3.0))
-    assert type(by_hand) is (DenseGradients if kind == "relu" else SparseGradients)
+    assert type(by_hand) is (ReLUGradients if kind == "relu" else SparseGradients)
     # A smaller batch in between: nothing of the one before may be left in the buffers.
     for n, seed in ((batch, 3), (max(batch // 3, 1), 4), (batch, 5)):
         check_same(model, by_hand, other, oracle, tokens(n, d, seed))
         assert model.l0.item() == pytest.approx(other.l0.item())
+
+
+@needs_compiler
+def test_relu_goes_from_dense_products_to_entries_and_back_with_the_latents_that_are_active():
+    model = autoencoder("relu", 20, 70)
+    other = copy.deepcopy(model)
+    by_hand, oracle = ReLUGradients(model, 1.0), Autograd(other, lambda x: level_objective(other, x, 1.0))
+    x = tokens(300, 20, seed=3)
+    for shift, dense in ((3.0, True), (-3.0, True), (0.0, False), (3.0, False), (0.0, True)):
+        assert (by_hand.active >= SPARSE) is dense
+        model.b_enc.data.add_(shift)
+        other.b_enc.data.add_(shift)
+        check_same(model, by_hand, other, oracle, x)
+        assert by_hand.active == pytest.approx(float((other.encode(x) > 0).float().mean()))
 
 
 @needs_compiler
