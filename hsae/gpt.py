@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hsae.products import Linear, linear
+
 
 @dataclass
 class GPTConfig:
@@ -31,8 +33,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
-        self.proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.qkv = Linear(config.d_model, 3 * config.d_model)
+        self.proj = Linear(config.d_model, config.d_model)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """Mix information over earlier positions."""
@@ -51,8 +53,8 @@ class Block(nn.Module):
         self.ln_attn = nn.LayerNorm(config.d_model, bias=False)
         self.attn = Attention(config)
         self.ln_mlp = nn.LayerNorm(config.d_model, bias=False)
-        self.up = nn.Linear(config.d_model, 4 * config.d_model, bias=False)
-        self.down = nn.Linear(4 * config.d_model, config.d_model, bias=False)
+        self.up = Linear(config.d_model, 4 * config.d_model)
+        self.down = Linear(4 * config.d_model, config.d_model)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """Add the block's two contributions to the residual stream."""
@@ -93,7 +95,7 @@ class GPT(nn.Module):
         """Next-character logits, given the residual stream after block `layer`."""
         for block in self.blocks[layer + 1 :]:
             residual = block(residual)
-        return F.linear(self.ln_final(residual), self.token_embedding.weight)
+        return linear(self.ln_final(residual), self.token_embedding.weight)
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos n_vocab"]:
         """Next-character logits at every position."""

@@ -6,10 +6,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <numeric>
 #include <vector>
 #include <omp.h>
-#ifdef __AVX2__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -33,40 +34,55 @@ struct Writer {
   }
 };
 
-// Which of 16 consecutive z exceed their bounds (BOUNDS: one for each; else bound[0] for all), as bits.
-template <bool BOUNDS>
-inline uint32_t which_above(const float* z, const float* bound) {
-#if defined(__AVX512F__)
-  const __m512 at = BOUNDS ? _mm512_loadu_ps(bound) : _mm512_set1_ps(*bound);
-  return _mm512_cmp_ps_mask(_mm512_loadu_ps(z), at, _CMP_GT_OQ);
-#elif defined(__AVX2__)
-  const __m256 low = BOUNDS ? _mm256_loadu_ps(bound) : _mm256_set1_ps(*bound);
-  const __m256 high = BOUNDS ? _mm256_loadu_ps(bound + 8) : low;
-  return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(z), low, _CMP_GT_OQ)) |
-         _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(z + 8), high, _CMP_GT_OQ)) << 8;
-#else
-  uint32_t bits = 0;
-  for (int i = 0; i < 16; i++) bits |= uint32_t(z[i] > bound[BOUNDS ? i : 0]) << i;
-  return bits;
-#endif
-}
-
-// Appends the j in [0, n) with z[j] above its bound, in ascending order.
+// Appends the j in [0, n) with z[j] above its bound (BOUNDS: one for each; else bound[0] for all), in ascending order.
 template <bool BOUNDS>
 inline void above(const float* z, int64_t n, const float* bound, Writer& out) {
   int64_t j = 0;
-  for (; j + 16 <= n; j += 16)
-    for (uint32_t bits = which_above<BOUNDS>(z + j, BOUNDS ? bound + j : bound); bits; bits &= bits - 1) {
-      const int64_t found = j + __builtin_ctz(bits);
-      out.add(found, z[found]);
-    }
+#ifdef __AVX512F__
+  // No branches, which could not be foreseen. What is written beyond the entries found lies within the first n places.
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (; j + 16 <= n; j += 16) {
+    const __m512 values = _mm512_loadu_ps(z + j);
+    const __m512 at = BOUNDS ? _mm512_loadu_ps(bound + j) : _mm512_set1_ps(*bound);
+    const __mmask16 found = _mm512_cmp_ps_mask(values, at, _CMP_GT_OQ);
+    const __m512i latents = _mm512_add_epi32(lanes, _mm512_set1_epi32(j));
+    _mm512_storeu_ps(out.values + out.n, _mm512_maskz_compress_ps(found, values));
+    _mm512_storeu_si512(out.latents + out.n, _mm512_maskz_compress_epi32(found, latents));
+    out.n += __builtin_popcount(found);
+  }
+#endif
   for (; j < n; j++)
     if (z[j] > bound[BOUNDS ? j : 0]) out.add(j, z[j]);
 }
 
-// Appends the k largest positive ones of z[0..n), of equal ones those of lower latents. `guess` is the least of them in
-// the row before, near which the search starts.
-inline void top_k(const float* z, int64_t n, int64_t k, float& guess, std::vector<float>& scratch, Writer& out) {
+inline int32_t bits(float value) {
+  int32_t as_integer;
+  std::memcpy(&as_integer, &value, sizeof value);
+  return as_integer;
+}
+
+// Among n positive values a bound that k of them reach, k < n; or, if others equal the k-th largest, that one.
+// By bisection: positive floats are ordered as the integers of their bits.
+inline float kth_largest(const float* values, int64_t n, int64_t k) {
+  int32_t low = bits(values[0]), high = low;
+  for (int64_t i = 0; i < n; i++) low = std::min(low, bits(values[i])), high = std::max(high, bits(values[i]));
+  high++;  // all reach low, none reaches high
+  while (high - low > 1) {
+    const int32_t middle = low + (high - low) / 2;
+    int32_t n_above = 0;
+    for (int64_t i = 0; i < n; i++) n_above += bits(values[i]) >= middle;
+    if (n_above >= k) low = middle;
+    if (n_above == k) break;
+    if (n_above < k) high = middle;
+  }
+  float bound;
+  std::memcpy(&bound, &low, sizeof bound);
+  return bound;
+}
+
+// Appends the k largest positive ones of z[0..n), of equal ones those of lower latents. `guess` is about the least of
+// them in the row before, near which the search starts.
+inline void top_k(const float* z, int64_t n, int64_t k, float& guess, Writer& out) {
   const int64_t first = out.n;
   for (float bound = 0.85f * guess;; bound = bound > 0.1f * guess ? 0.5f * bound : 0) {
     out.n = first;
@@ -76,14 +92,16 @@ inline void top_k(const float* z, int64_t n, int64_t k, float& guess, std::vecto
   const int64_t n_found = out.n - first;
   if (n_found <= k) return;
   float* values = out.values + first;
-  scratch.assign(values, values + n_found);
-  std::nth_element(scratch.begin(), scratch.begin() + (k - 1), scratch.end(), std::greater<float>());
-  const float least = guess = scratch[k - 1];
+  const float least = guess = kth_largest(values, n_found, k);
   int64_t n_equal = k;  // how many of those that equal the least belong to it
-  for (int64_t i = 0; i < k; i++) n_equal -= scratch[i] > least;
+  for (int64_t i = 0; i < n_found; i++) n_equal -= values[i] > least;
   out.n = first;
-  for (int64_t i = 0; i < n_found; i++)
-    if (values[i] > least || (values[i] == least && n_equal-- > 0)) out.add(out.latents[first + i], values[i]);
+  for (int64_t i = 0; i < n_found; i++) {
+    const bool kept = values[i] > least || (values[i] == least && n_equal-- > 0);
+    out.latents[out.n] = out.latents[first + i];
+    out.values[out.n] = values[i];
+    out.n += kept;
+  }
 }
 
 // Rows [begin, end) of thread `t` of `n_threads`.
@@ -136,8 +154,8 @@ void select_above(const float* z, int64_t first, int64_t rows, int64_t d_sae, co
 void select_top_k(const float* z, int64_t first, int64_t rows, int64_t d_sae, int64_t k, int64_t* start,
                   int32_t* count, int32_t* latents, float* values) {
   select_rows(z, first, rows, d_sae, start, count, latents, values, [=] {
-    return [=, guess = 0.0f, scratch = std::vector<float>()](const float* z, Writer& out) mutable {
-      top_k(z, d_sae, k, guess, scratch, out);
+    return [=, guess = 0.0f](const float* z, Writer& out) mutable {
+      top_k(z, d_sae, k, guess, out);
     };
   });
 }
@@ -146,8 +164,8 @@ void select_gated(const float* z, int64_t first, int64_t rows, int64_t d_sae, in
                   int64_t n_children, int64_t* start, int32_t* count, int32_t* latents, float* values) {
   const int64_t n_parents = d_sae - n_families * n_children;
   select_rows(z, first, rows, d_sae, start, count, latents, values, [=] {
-    return [=, guess = 0.0f, scratch = std::vector<float>()](const float* z, Writer& out) mutable {
-      top_k(z, n_parents, k_parents, guess, scratch, out);
+    return [=, guess = 0.0f](const float* z, Writer& out) mutable {
+      top_k(z, n_parents, k_parents, guess, out);
       const int64_t n = out.n;
       for (int64_t i = 0; i < n && out.latents[i] < n_families; i++) {
         const int64_t family = n_parents + out.latents[i] * n_children;
@@ -161,13 +179,37 @@ void select_gated(const float* z, int64_t first, int64_t rows, int64_t d_sae, in
 }
 
 // Keep of all entries those of at least the n-th largest value (all, if there are not so many); returns that value.
+// Values of a bucket share their leading bits: exponent and four of the mantissa.
 float keep_largest(int64_t rows, int64_t n, const int64_t* start, int32_t* count, int32_t* latents, float* values) {
-  std::vector<float> all;
-  for (int64_t r = 0; r < rows; r++) all.insert(all.end(), values + start[r], values + start[r] + count[r]);
+  constexpr int TRAILING = 19;
+  std::vector<int64_t> sizes(1 << (31 - TRAILING));
+  const auto total = std::accumulate(count, count + rows, int64_t(0));
   float cutoff = 0;
-  if ((int64_t)all.size() > n) {
-    std::nth_element(all.begin(), all.begin() + (n - 1), all.end(), std::greater<float>());
-    cutoff = all[n - 1];
+  if (total > n) {
+#pragma omp parallel
+    {
+      std::vector<int64_t> own(sizes.size());
+#pragma omp for schedule(static) nowait
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = start[r]; i < start[r] + count[r]; i++) own[bits(values[i]) >> TRAILING]++;
+#pragma omp critical
+      for (size_t b = 0; b < sizes.size(); b++) sizes[b] += own[b];
+    }
+    int64_t bucket = sizes.size() - 1, above = 0;
+    for (; above + sizes[bucket] < n; bucket--) above += sizes[bucket];
+    std::vector<float> within;
+#pragma omp parallel
+    {
+      std::vector<float> own;
+#pragma omp for schedule(static) nowait
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = start[r]; i < start[r] + count[r]; i++)
+          if (bits(values[i]) >> TRAILING == bucket) own.push_back(values[i]);
+#pragma omp critical
+      within.insert(within.end(), own.begin(), own.end());
+    }
+    std::nth_element(within.begin(), within.begin() + (n - above - 1), within.end(), std::greater<float>());
+    cutoff = within[n - above - 1];
   }
 #pragma omp parallel for schedule(static)
   for (int64_t r = 0; r < rows; r++) {
@@ -329,27 +371,10 @@ void weighted_rows(const float* matrix, int64_t rows, int64_t d, int64_t d_sae, 
   }
 }
 
-// ReLU in place on rows of z; adds each latent's activations to `sums` and its active rows to `n_active`.
-void relu(float* z, int64_t rows, int64_t d_sae, float* sums, int32_t* n_active) {
-#pragma omp parallel
-  {
-    int64_t begin, end;
-    share(d_sae, omp_get_thread_num(), omp_get_num_threads(), begin, end);
-    for (int64_t r = 0; r < rows; r++) {
-      float* row = z + r * d_sae;
-#pragma omp simd
-      for (int64_t j = begin; j < end; j++) {
-        const float a = row[j] <= 0 ? 0.0f : row[j];  // NaN stays
-        row[j] = a;
-        sums[j] += a;
-        n_active[j] += a > 0;
-      }
-    }
-  }
-}
-
-// Gradients of z from those of relu(z) = acts, in place, with the constant of the L1 term; adds each latent's to `sums`.
-void relu_backward(const float* acts, float* gradients, int64_t rows, int64_t d_sae, float l1, float* sums) {
+// Gradients of z from those of relu(z) = acts, in place, with the constant of the L1 term; adds each latent's to
+// `gradient_sums`, its activations to `sums`, and its active rows to `n_active`.
+void relu_backward(const float* acts, float* gradients, int64_t rows, int64_t d_sae, float l1, float* gradient_sums,
+                   float* sums, int32_t* n_active) {
 #pragma omp parallel
   {
     int64_t begin, end;
@@ -359,9 +384,12 @@ void relu_backward(const float* acts, float* gradients, int64_t rows, int64_t d_
       float* g = gradients + r * d_sae;
 #pragma omp simd
       for (int64_t j = begin; j < end; j++) {
-        const float own = a[j] == 0 ? 0.0f : g[j] + l1;
+        const bool active = a[j] != 0;
+        const float own = active ? g[j] + l1 : 0.0f;
         g[j] = own;
-        sums[j] += own;
+        gradient_sums[j] += own;
+        sums[j] += a[j];
+        n_active[j] += active;
       }
     }
   }

@@ -22,6 +22,7 @@ import torch
 
 from hsae import config
 from hsae.config import check
+from hsae.products import keep_memory
 
 T = TypeVar("T")
 
@@ -72,10 +73,11 @@ class Stage:
         return file
 
     def device(self) -> torch.device:
-        """Set the number of threads and deterministic algorithms, and choose the device."""
+        """Set the number of threads, deterministic algorithms and memory use, and choose the device."""
         compute = self.params(Compute)
         torch.set_num_threads(compute.threads)
         torch.use_deterministic_algorithms(True)
+        keep_memory()
         if compute.device == Device.auto:
             return torch.device("cuda" if _has_cuda() else "cpu")
         return torch.device(compute.device.value)
