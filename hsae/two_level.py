@@ -15,6 +15,7 @@ from hsae.gradients import Buffers, Level, by_hand, own_gradients, set_gradients
 from hsae.hierarchical import HierarchicalSAE, objective
 from hsae.kernels import call
 from hsae.losses import Coefficients
+from hsae.products import gram, product
 from hsae.training import Autograd, Gradients, Terms
 from hsae.variants import JumpReLUSAE, ThresholdSAE
 
@@ -130,10 +131,10 @@ class TwoLevelGradients:
         batch, b_dec = len(x), level2.b_dec
         self.ramp = self.buffers("ramp", level2.d_sae)
         call("column_dots", batch, level2.d_sae, wide.dz, wide.z, self.ramp)
-        decoder, bias = level2.W_dec @ level1.W_dec, torch.addmv(level1.b_dec, level1.W_dec.T, b_dec)
+        decoder, bias = product(level2.W_dec, level1.W_dec), torch.addmv(level1.b_dec, level1.W_dec.T, b_dec)
         error, x_hat_gradients = upper.decode(x, decoder, bias, c.weight_x_from_h2)
         squares = call(
-            "upper_entries", batch, level2.d_sae, *upper.rows, upper.least, level2.W_dec @ level2.W_dec.T,
+            "upper_entries", batch, level2.d_sae, *upper.rows, upper.least, product(level2.W_dec, level2.W_dec.T),
             level2.W_dec @ b_dec, wide.dots, 2 * c.weight_h1_from_h2 / (batch * level1.d_sae), upper.grad, wide.dz,
             wide.h2, None if isinstance(level2, ThresholdSAE) else wide.parents,
         )  # fmt: skip
@@ -164,8 +165,8 @@ class TwoLevelGradients:
 
         scale = 2 * c.weight_h1_from_h2 / (batch * d1)
         squares = upper.weighted_rows("squares", upper.values, wide.h2[None])
-        torch.mm(squares, level2.W_dec, out=W_dec).addmm_(upper.sums[:, None], level2.b_dec[None]).mul_(scale)
-        W_dec.addmm_(upper.weighted_rows("decoder", upper.values, x_hat_gradients), level1.W_dec.T)
+        W_dec.copy_(product(squares, level2.W_dec)).addmm_(upper.sums[:, None], level2.b_dec[None]).mul_(scale)
+        W_dec.add_(product(upper.weighted_rows("decoder", upper.values, x_hat_gradients), level1.W_dec.T))
         W_dec.add_(A_grad.sub_(products, alpha=scale).T)
         torch.mv(level2.W_dec.T, upper.sums, out=b_dec).add_(level2.b_dec, alpha=batch).sub_(lower.sums).mul_(scale)
         b_dec.addmv_(level1.W_dec, x_hat_gradients[0].sum(0)).addmv_(level2.W_enc, b_enc, alpha=-1)
@@ -177,12 +178,12 @@ class TwoLevelGradients:
             return 0.0, 0.0, 0.0
         directions = self.model.level1.W_dec
         unit = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-8)
-        sums = A.T @ unit
+        sums = gram(A, unit)
         own = float(A.square().sum())
         cosines, pairs = float(sums.square().sum()) - own, float(A.sum(0).square().sum()) - own
         least = 1e-4 * own + 1e-8  # as in losses.cosine_grouping
         bound, weight = max(pairs, least), self.c.lambda_cos
         slope = weight * cosines / bound**2
-        A_grad.addmm_(unit, sums.T, alpha=-2 * weight / bound)
+        A_grad.add_(product(unit, sums.T), alpha=-2 * weight / bound)
         alpha, beta = (-2 * slope, 2 * slope) if pairs >= least else (2e-4 * slope, 0.0)
         return weight * (1 - cosines / bound), alpha + 2 * weight / bound, beta

@@ -57,7 +57,8 @@ class BatchTopKSAE(TopKSAE):
         positive = acts.detach()[acts > 0]
         n_kept = self.k * len(acts)
         scarce = len(positive) <= n_kept
-        cutoff = positive.new_zeros(()) if scarce else positive.kthvalue(len(positive) - n_kept + 1).values
+        # Not kthvalue, which on a GPU is not deterministic.
+        cutoff = positive.new_zeros(()) if scarce else positive.topk(n_kept, sorted=False).values.min()
         self.update_threshold(cutoff)
         return acts * (acts >= cutoff)
 
