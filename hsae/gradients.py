@@ -298,4 +298,6 @@ class DenseGradients:
         set_gradient(model.b_dec, b_dec.addmv_(model.W_enc, b_enc, alpha=-1))
         model.count(batch, counts)
         self.active = int(counts.sum()) / (batch * d_sae)
-        return terms(x_from_h1=self.weight * squares / (batch * d), sparsity_h1=beta * float(sums.double().sum()) / batch)
+        return terms(
+            x_from_h1=self.weight * squares / (batch * d), sparsity_h1=beta * float(sums.double().sum()) / batch
+        )

@@ -4,7 +4,6 @@
 does not: 500 instead of 220 GF/s on two Zen 5 cores.
 """
 
-import ctypes
 from typing import Any
 
 import torch
@@ -36,9 +35,9 @@ class Linear(nn.Linear):
     def __init__(self, d_in: int, d_out: int):
         super().__init__(d_in, d_out, bias=False)
 
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        """x times the transposed weight."""
-        return linear(x, self.weight)
+    def forward(self, input: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """The input times the transposed weight."""
+        return linear(input, self.weight)
 
 
 def linear(x: Float[Tensor, "*batch d_in"], weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "*batch d_out"]:
@@ -46,18 +45,6 @@ def linear(x: Float[Tensor, "*batch d_in"], weight: Float[Tensor, "d_out d_in"])
     if _by_onednn(x):
         return _Linear.apply(x, weight)  # pyright: ignore[reportReturnType]
     return F.linear(x, weight)
-
-
-def keep_memory() -> None:
-    """Have the C library keep what is freed for the next step, instead of asking the system for it page by page.
-
-    Where it is glibc's: a step's large tensors cost half a millisecond per megabyte otherwise.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that it accepts
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 class _Linear(torch.autograd.Function):

@@ -22,7 +22,6 @@ import torch
 
 from hsae import config
 from hsae.config import check
-from hsae.products import keep_memory
 
 T = TypeVar("T")
 
@@ -78,7 +77,8 @@ class Stage:
         torch.set_num_threads(compute.threads)
         # This, unlike `use_deterministic_algorithms`, does not import torch's compiler, which takes a second.
         torch.set_deterministic_debug_mode("error")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a pass through memory for every new tensor
+        # Else every new tensor costs a pass through its memory.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         keep_memory()
         chosen = compute.device.value
         if compute.device == Device.auto:
@@ -136,6 +136,18 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def keep_memory() -> None:
+    """Have the C library keep what is freed for the next step, instead of asking the system for it page by page.
+
+    Where it is glibc's: a step's large tensors cost half a millisecond per megabyte otherwise.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that it accepts
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _code() -> list[Path]:

@@ -104,6 +104,13 @@ def test_threads_are_pinned_and_algorithms_deterministic():
     assert torch.are_deterministic_algorithms_enabled()
 
 
+def test_keeping_memory_changes_no_result():
+    a, b = torch.randn(300, 200), torch.randn(200, 100)
+    before = a @ b
+    run.keep_memory()
+    assert torch.equal(a @ b, before)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_is_refused_where_there_is_none(workspace: Path):
     (workspace / "params.yaml").write_text(PARAMS.replace("device: cpu", "device: cuda"))

@@ -1,0 +1,61 @@
+"""Products are torch's up to rounding, whichever library computes them and however their factors lie in memory."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hsae import products
+from hsae.products import Linear, gram, linear, product
+
+
+@pytest.fixture(params=[True, False], ids=["oneDNN", "plain"])
+def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param and not products.ONEDNN:
+        pytest.skip("torch has no oneDNN here")
+    monkeypatch.setattr(products, "ONEDNN", request.param)
+    return request.param
+
+
+def both_orders(rows: int, columns: int) -> list[Tensor]:
+    matrix = torch.randn(rows, columns)
+    return [matrix, matrix.T.contiguous().T]
+
+
+def test_product_with_and_without_bias(onednn: bool):  # noqa: ARG001
+    bias = torch.randn(5)
+    for a in both_orders(7, 3):
+        for b in both_orders(3, 5):
+            torch.testing.assert_close(product(a, b), a @ b)
+            torch.testing.assert_close(product(a, b, bias), a @ b + bias)
+            torch.testing.assert_close(product(a.double(), b.double()), a.double() @ b.double())
+
+
+def test_gram_of_narrow_and_wide(onednn: bool):  # noqa: ARG001
+    for a in both_orders(9, 4):
+        for b in [*both_orders(9, 2), *both_orders(9, 6)]:
+            torch.testing.assert_close(gram(a, b), a.T @ b)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (2, 5, 4)])
+def test_linear_and_its_gradients(onednn: bool, shape: tuple[int, ...]):
+    x, layer = torch.randn(shape, requires_grad=True), Linear(4, 3)
+    target = torch.randn(*shape[:-1], 3)
+    found = torch.autograd.grad((linear(x, layer.weight) * target).sum(), [x, layer.weight])
+    expected = torch.autograd.grad((F.linear(x, layer.weight) * target).sum(), [x, layer.weight])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight))
+    assert (type(layer(x).grad_fn).__name__ == "_LinearBackward") is onednn
+
+
+def test_linear_in_double_precision_passes_gradcheck():
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(linear, (x, weight))
+
+
+def test_gradients_are_computed_of_nothing_but_what_needs_them(onednn: bool):  # noqa: ARG001
+    x, layer = torch.randn(6, 4, requires_grad=True), Linear(4, 3).requires_grad_(False)
+    linear(x, layer.weight).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
