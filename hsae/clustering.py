@@ -273,17 +273,17 @@ def nonnegative_pursuit(
     descent from where they were. A part that could only get a negative coefficient stays at zero.
     """
     correlations, gram = x @ parts.T, parts @ parts.T
-    codes, coefficients = torch.zeros_like(correlations), correlations[:, :0]
-    support = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+    codes = torch.zeros_like(correlations)
+    # A row for each part that was chosen, of all tokens: steps are then taken along memory.
+    support, coefficients = torch.empty(0, len(x), dtype=torch.long, device=x.device), correlations.T[:0]
     for _ in range(l0):
-        gains = (correlations - codes @ gram).scatter(1, support, -torch.inf)
-        support = torch.cat([support, gains.argmax(1, keepdim=True)], 1)
-        coefficients = torch.nn.functional.pad(coefficients, (0, 1))
-        target, overlap = correlations.gather(1, support), gram[support[:, :, None], support[:, None, :]]
-        for i in list(range(support.shape[1])) * sweeps:
-            step = target[:, i] - (overlap[:, i] * coefficients).sum(1)
-            coefficients[:, i] = (coefficients[:, i] + step).relu()
-        codes = codes.scatter(1, support, coefficients)
+        gains = (correlations - codes @ gram).scatter(1, support.T, -torch.inf)
+        support = torch.cat([support, gains.argmax(1)[None]])
+        coefficients = torch.cat([coefficients, coefficients.new_zeros(1, len(x))])
+        target, overlap = correlations.T.gather(0, support), gram[support[:, None], support[None]]
+        for i in list(range(len(support))) * sweeps:
+            coefficients[i] = (coefficients[i] + target[i] - (overlap[i] * coefficients).sum(0)).relu()
+        codes = codes.scatter(1, support.T, coefficients.T)
     return codes
 
 

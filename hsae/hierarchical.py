@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hsae import losses, variants
 from hsae.losses import Coefficients
 from hsae.metrics import DictionaryTotals
+from hsae.products import linear
 from hsae.sae import SAE, SAEOutput
 
 
@@ -45,7 +46,7 @@ class HierarchicalSAE(nn.Module):
         """
         level1 = self.level1(x)
         level2 = self.level2(scale_gradient(level1.acts, level1_grad_scale))
-        x_hat_from_h2 = torch.addmm(self.level1.b_dec.detach(), level2.x_hat, self.level1.W_dec.detach())
+        x_hat_from_h2 = linear(level2.x_hat, self.level1.W_dec.detach().T, self.level1.b_dec.detach())
         return HSAEOutput(level1, level2, x_hat_from_h2)
 
     def train(self, mode: bool = True) -> "HierarchicalSAE":

@@ -40,26 +40,31 @@ class Linear(nn.Linear):
         return linear(input, self.weight)
 
 
-def linear(x: Float[Tensor, "*batch d_in"], weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "*batch d_out"]:
-    """x times the transposed weight, with gradients: F.linear, by `product` on the CPU."""
+def linear(
+    x: Float[Tensor, "*batch d_in"], weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None = None
+) -> Float[Tensor, "*batch d_out"]:
+    """x times the transposed weight, plus the bias, with gradients: F.linear, by `product` on the CPU."""
     if _by_onednn(x):
-        return _Linear.apply(x, weight)  # pyright: ignore[reportReturnType]
-    return F.linear(x, weight)
+        return _Linear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+    return F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return product(x, weight.T)
+        return product(x, weight.T, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # pyright: ignore
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight = ctx.needs_input_grad
-        x_gradient = product(gradient, weight) if needs_x else None
-        return x_gradient, gram(gradient.flatten(0, -2), x.flatten(0, -2)) if needs_weight else None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        (x, weight), (needs_x, needs_weight, needs_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)
+        return (
+            product(gradient, weight) if needs_x else None,
+            gram(rows, x.flatten(0, -2)) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
 
 
 def _by_onednn(x: Tensor) -> bool:
-    return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+    return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0

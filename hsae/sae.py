@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hsae import losses
+from hsae.products import linear
 
 
 class SAEOutput(NamedTuple):
@@ -52,7 +53,7 @@ class SAE(nn.Module):
 
     def pre_acts(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Latents before the activation function."""
-        return torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc)
+        return linear(x, self.W_enc.T, self.b_enc - self.b_dec @ self.W_enc)
 
     def activate(self, pre_acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_sae"]:
         """The activation function: what distinguishes the kinds."""
@@ -64,7 +65,7 @@ class SAE(nn.Module):
 
     def decode(self, acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
         """Reconstruction from latent activations."""
-        return torch.addmm(self.b_dec, acts, self.W_dec)
+        return linear(acts, self.W_dec.T, self.b_dec)
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> SAEOutput:
         """Encode and decode; in training mode, count the tokens without activity."""

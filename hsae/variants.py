@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hsae import losses
 from hsae.config import check
+from hsae.products import linear
 from hsae.sae import SAE, SAEOutput
 
 
@@ -219,7 +220,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         ends = [max(self.d_sae // share, 1) for share in self.PREFIXES]
         errors, x_hat, start = [], self.b_dec, 0
         for end in ends[:-1]:
-            x_hat = torch.addmm(x_hat, out.acts[:, start:end], self.W_dec[start:end])
+            x_hat = x_hat + linear(out.acts[:, start:end], self.W_dec[start:end].T)
             errors.append(losses.mse(x_hat, x))
             start = end
         return torch.stack([*errors, losses.mse(out.x_hat, x)]).mean()

@@ -31,6 +31,14 @@ def test_product_with_and_without_bias(onednn: bool):  # noqa: ARG001
             torch.testing.assert_close(product(a.double(), b.double()), a.double() @ b.double())
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 5), (7, 0, 5), (1, 1, 1), (4, 1, 3)], ids=str)
+def test_products_of_nothing_and_of_single_rows(onednn: bool, shape: tuple[int, int, int]):  # noqa: ARG001
+    rows, inner, columns = shape
+    a, b, bias = torch.randn(rows, inner), torch.randn(inner, columns), torch.randn(columns)
+    torch.testing.assert_close(product(a, b, bias), a @ b + bias)
+    torch.testing.assert_close(linear(a, b.T, bias), a @ b + bias)
+
+
 def test_gram_of_narrow_and_wide(onednn: bool):  # noqa: ARG001
     for a in both_orders(9, 4):
         for b in [*both_orders(9, 2), *both_orders(9, 6)]:
@@ -38,14 +46,20 @@ def test_gram_of_narrow_and_wide(onednn: bool):  # noqa: ARG001
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (2, 5, 4)])
-def test_linear_and_its_gradients(onednn: bool, shape: tuple[int, ...]):
-    x, layer = torch.randn(shape, requires_grad=True), Linear(4, 3)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear_and_its_gradients(onednn: bool, shape: tuple[int, ...], with_bias: bool):
+    inputs = [torch.randn(size, requires_grad=True) for size in [shape, (3, 4), (3,)][: 2 + with_bias]]
     target = torch.randn(*shape[:-1], 3)
-    found = torch.autograd.grad((linear(x, layer.weight) * target).sum(), [x, layer.weight])
-    expected = torch.autograd.grad((F.linear(x, layer.weight) * target).sum(), [x, layer.weight])
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(layer(x), F.linear(x, layer.weight))
-    assert (type(layer(x).grad_fn).__name__ == "_LinearBackward") is onednn
+    out = linear(*inputs)
+    torch.testing.assert_close(out, F.linear(*inputs))
+    assert (type(out.grad_fn).__name__ == "_LinearBackward") is onednn
+    found = torch.autograd.grad((out * target).sum(), inputs)
+    torch.testing.assert_close(found, torch.autograd.grad((F.linear(*inputs) * target).sum(), inputs))
+
+
+def test_the_layer_is_linear_of_its_weight(onednn: bool):  # noqa: ARG001
+    x, layer = torch.randn(2, 5, 4), Linear(4, 3)
+    assert torch.equal(layer(x), linear(x, layer.weight))
 
 
 def test_linear_in_double_precision_passes_gradcheck():
