@@ -1,7 +1,7 @@
 """Gradients by hand are autograd's, for every kind of autoencoder and for both levels, whatever the batch."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -90,6 +90,35 @@ def check_same(model: nn.Module, by_hand: Gradients, oracle_model: nn.Module, or
     for (name, buffer), other in zip(model.named_buffers(), oracle_model.buffers(), strict=True):
         torch.testing.assert_close(buffer, other, msg=name)
     return terms
+
+
+class Loss(nn.Module):
+    """The sum of a model's terms as a function of its parameters."""
+
+    def __init__(self, terms: Callable[[Tensor], Terms], model: nn.Module):
+        super().__init__()
+        self.terms, self.model = terms, model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack(list(self.terms(x).values())).sum()
+
+
+@pytest.mark.parametrize("kind", ["relu", "topk", "batchtopk", "matryoshka", "gated", "phase 2"])
+def test_the_oracles_gradients_are_finite_differences_where_nothing_is_estimated_or_detached(kind: str):
+    if kind == "phase 2":
+        model, x = hsae("relu", frozen=True, d=12, widths=(40, 10)).double(), tokens(30, 12).double()
+        loss = Loss(lambda x: objective(model, x, C), model)
+        model.level2.b_enc.data.add_(1)
+        assert float((model(x).level2.acts > 0).double().mean()) > 0.1
+    else:
+        level, x = autoencoder(kind, 6, 12, k=3).double(), tokens(9, 6).double()
+        loss = Loss(lambda x: level_objective(level, x, 3.0), level)
+    parameters = {name: p.detach().requires_grad_() for name, p in loss.named_parameters() if p.requires_grad}
+
+    def of_parameters(*values: Tensor) -> Tensor:
+        return torch.func.functional_call(loss, dict(zip(parameters, values, strict=True)), x)
+
+    assert torch.autograd.gradcheck(of_parameters, tuple(parameters.values()))
 
 
 # One level
