@@ -25,9 +25,11 @@ ablations frontier comparison: .venv/installed  ## run a sweep of hsae/sweeps, J
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	@touch $@
 
-bench: .peers/installed  ## time training steps beside those of SAELens, dictionary_learning and sparsify
+bench: .venv/installed .peers/installed  ## time training beside SAELens, dictionary_learning and sparsify, and all else
 	.peers/bin/python -m benchmarks.training benchmarks/training.json plots/benchmark.png
-	.peers/bin/python -m benchmarks.levels benchmarks/levels.json
+	$(BIN)/python -m benchmarks.levels benchmarks/levels.json
+	$(BIN)/python -m benchmarks.information benchmarks/information.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.pipeline benchmarks/pipeline.json plots/pipeline.png
 
 .peers/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .peers

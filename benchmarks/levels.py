@@ -11,15 +11,32 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from benchmarks.training import machine, measure, trained
 from hsae import activations, config, hierarchical, two_level, variants
 from hsae.files import read_tensors, write_json
 from hsae.gradients import level_gradients, level_objective
 from hsae.losses import Coefficients
+from hsae.run import keep_memory
 from hsae.training import Autograd, Shuffled
 
 BATCHES = [2048, 4096]
+STEPS = 16  # of each at a time
+
+
+class Some:
+    """The first rows of a store."""
+
+    def __init__(self, store: Shuffled, n: int):
+        self.store, self.n = store, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def x(self, rows: slice) -> Tensor:
+        """Inputs at some rows."""
+        return self.store.x(rows)
 
 
 def methods(batch: int, tokens: Shuffled) -> Iterator[tuple[str, str, Callable[[], None]]]:
@@ -44,10 +61,11 @@ def methods(batch: int, tokens: Shuffled) -> Iterator[tuple[str, str, Callable[[
 def main(result: str) -> None:
     """Measure and write."""
     torch.set_num_threads(2)
+    keep_memory()
     tokens = activations.read(*read_tensors(Path("data/activations/train.safetensors")), torch.device("cpu"))
     rows = []
     for batch in BATCHES:
-        found = measure(list(methods(batch, tokens)), batch)
+        found = measure(list(methods(batch, Some(tokens, STEPS * batch))), batch, STEPS)
         rows += [{"batch": batch, **row} for row in found]
         print(pd.DataFrame(found).to_string(index=False), batch, flush=True)
     write_json(Path(result), {"machine": machine(), "rows": rows})

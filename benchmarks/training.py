@@ -2,8 +2,8 @@
 
 Every method trains on the same tokens, with k = 32 or an L1 penalty, no auxiliary loss, and the step that its own
 library takes. The methods take turns; a figure is the median over rounds. The limit is what the matrix products cost
-alone, in the same run: five for ReLU + L1, the encoder's for the sparse kinds. Arguments: where to write the result and
-the plot.
+alone, in the same run and by the faster of torch's libraries: five for ReLU + L1, the encoder's for the sparse kinds.
+All methods run in one process, whose memory is kept (hsae/run.py). Arguments: where to write the result and the plot.
 """
 
 import contextlib
@@ -25,18 +25,24 @@ from torch import Tensor
 
 from hsae import variants
 from hsae.files import write_figure, write_json
-from hsae.gradients import level_gradients, level_objective
+from hsae.gradients import CHUNK, level_gradients, level_objective
+from hsae.products import gram, product
+from hsae.run import keep_memory
 from hsae.training import Autograd, Gradients, Phase, Shuffled, Trainable, fit
 
 SIZES = [(128, 1024), (256, 2048), (576, 4608)]
 BATCHES = [1024, 4096, 8192]
 K, BETA, LR = 32, 0.01, 1e-3
-STEPS = 2  # of each method in a round
 ROUND_BUDGET = 30.0  # seconds for the rounds of one size and batch
 ROUNDS = (2, 31)  # at least and at most
 PREFIXES = [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
 
 Step = Callable[[Tensor], object]
+
+
+def n_steps(d: int, d_sae: int, batch: int) -> int:
+    """How many steps a method takes at a time: more where they are short, so that none is dominated by its start."""
+    return min(max((1 << 33) // (d * d_sae * batch), 2), 16)
 
 
 class Tokens:
@@ -58,7 +64,7 @@ class Tokens:
 
 
 def ours(kind: str, tokens: Tokens, d_sae: int, batch: int, by_hand: bool) -> Callable[[], None]:
-    """STEPS steps of `fit`."""
+    """Steps of `fit`."""
     torch.manual_seed(0)
     model = variants.build(kind, tokens.rows.shape[1], d_sae, k=K, beta=BETA)
     gradients = level_gradients(model) if by_hand else Autograd(model, lambda x: level_objective(model, x, 1.0))
@@ -66,8 +72,8 @@ def ours(kind: str, tokens: Tokens, d_sae: int, batch: int, by_hand: bool) -> Ca
 
 
 def trained(model: Trainable, gradients: Gradients, tokens: Shuffled, batch: int) -> Callable[[], None]:
-    """STEPS steps of `fit`, on a model that goes on from call to call."""
-    phase = Phase(STEPS * batch / len(tokens), batch, LR, 0.0, 0.0)
+    """Steps of `fit` on all tokens, on a model that goes on from call to call."""
+    phase = Phase(1.0, batch, LR, 0.0, 0.0)
 
     def run() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -77,11 +83,11 @@ def trained(model: Trainable, gradients: Gradients, tokens: Shuffled, batch: int
 
 
 def stepping(step: Step, tokens: Tokens, batch: int) -> Callable[[], None]:
-    """STEPS calls of a peer's step."""
+    """A peer's steps on all tokens."""
 
     def run() -> None:
-        for i in range(STEPS):
-            step(tokens.rows[i * batch : (i + 1) * batch])
+        for start in range(0, len(tokens), batch):
+            step(tokens.rows[start : start + batch])
 
     return run
 
@@ -145,33 +151,30 @@ def sparsify(kind: str, d: int, d_sae: int, batch: int) -> Step | None:  # noqa:
     return step
 
 
-def products(d: int, d_sae: int, batch: int, rows: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The five matrix products of a dense step, and the encoder's alone, STEPS times each, so many rows at a time."""
-    rows = min(rows, batch)
-    x, acts = torch.randn(rows, d), torch.randn(rows, d_sae)
+def products(d: int, d_sae: int, n: int, onednn: bool) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The five matrix products of a dense step, and the encoder's alone, for n tokens, in chunks."""
+    x, acts = torch.randn(CHUNK, d), torch.randn(CHUNK, d_sae)
     W_enc, W_dec = torch.randn(d, d_sae), torch.randn(d_sae, d)
-    out, wide = torch.empty(rows, d), torch.empty(rows, d_sae)
-    enc, dec = torch.zeros(d, d_sae), torch.zeros(d_sae, d)
-    n = STEPS * batch // rows
+    mm, transposed_mm = (product, gram) if onednn else (torch.mm, lambda a, b: torch.mm(a.T, b))
 
     def encoder() -> None:
-        for _ in range(n):
-            torch.mm(x, W_enc, out=wide)
+        for _ in range(n // CHUNK):
+            mm(x, W_enc)
 
     def dense() -> None:
-        for _ in range(n):
-            torch.mm(x, W_enc, out=wide)
-            torch.mm(acts, W_dec, out=out)
-            torch.mm(x, W_dec.T, out=wide)
-            enc.addmm_(x.T, acts)
-            dec.addmm_(acts.T, x)
+        for _ in range(n // CHUNK):
+            mm(x, W_enc)
+            mm(acts, W_dec)
+            mm(x, W_dec.T)
+            transposed_mm(x, acts)
+            transposed_mm(x, acts)
 
     return dense, encoder
 
 
 def methods(d: int, d_sae: int, batch: int) -> Iterator[tuple[str, str, Callable[[], None]]]:
     """Kind, library and what is timed."""
-    tokens = Tokens(STEPS * batch, d)
+    tokens = Tokens(n_steps(d, d_sae, batch) * batch, d)
     for kind in ("relu", "topk", "batchtopk", "matryoshka"):
         for name, by_hand in (("hsae", True), ("hsae, autograd", False)):
             yield kind, name, ours(kind, tokens, d_sae, batch, by_hand)
@@ -180,14 +183,14 @@ def methods(d: int, d_sae: int, batch: int) -> Iterator[tuple[str, str, Callable
                 step = peer(kind, d, d_sae, batch)
                 if step is not None:
                     yield kind, peer.__name__, stepping(step, tokens, batch)
-    for name, rows in (("matrix products", batch), ("matrix products in chunks", 512)):
-        dense, encoder = products(d, d_sae, batch, rows)
+    for name, onednn in (("matrix products, MKL", False), ("matrix products, oneDNN", True)):
+        dense, encoder = products(d, d_sae, len(tokens), onednn)
         yield "relu", name, dense
         yield "topk", name, encoder
 
 
-def measure(timed: list[tuple[str, str, Callable[[], None]]], batch: int) -> list[dict[str, Any]]:
-    """Median seconds per step and tokens per second of each, taking turns."""
+def measure(timed: list[tuple[str, str, Callable[[], None]]], batch: int, steps: int) -> list[dict[str, Any]]:
+    """Median milliseconds per step and tokens per second of each, which takes so many steps at a time, in turns."""
     for _, _, run in timed:
         run()
     seconds: list[list[float]] = [[] for _ in timed]
@@ -196,7 +199,7 @@ def measure(timed: list[tuple[str, str, Callable[[], None]]], batch: int) -> lis
         for (_, _, run), own in zip(timed, seconds, strict=True):
             before = time.perf_counter()
             run()
-            own.append((time.perf_counter() - before) / STEPS)
+            own.append((time.perf_counter() - before) / steps)
         rounds += 1
     return [
         {"kind": kind, "method": method, "ms": 1e3 * median(own), "tokens_per_s": batch / median(own), "rounds": rounds}
@@ -233,10 +236,11 @@ def main(result: str, plot: str) -> None:
     warnings.simplefilter("ignore")  # the peers' own
     os.environ["WANDB_MODE"] = "disabled"
     torch.set_num_threads(2)
+    keep_memory()
     rows = []
     for d, d_sae in SIZES:
         for batch in BATCHES:
-            found = measure(list(methods(d, d_sae, batch)), batch)
+            found = measure(list(methods(d, d_sae, batch)), batch, n_steps(d, d_sae, batch))
             rows += [{"d": d, "d_sae": d_sae, "batch": batch, **row} for row in found]
             print(pd.DataFrame(found).to_string(index=False), d, d_sae, batch, flush=True)
     write_json(Path(result), {"machine": machine(), "rows": rows})

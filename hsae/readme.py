@@ -59,10 +59,37 @@ def levels(benchmark: dict[str, Any]) -> str:
     return _markdown(["a step of", "by hand", "autograd", "ratio"], lines)
 
 
+def pipeline(benchmark: dict[str, Any]) -> str:
+    """benchmarks/pipeline.json as a Markdown table: seconds of each stage, the items of one added up."""
+    runs = benchmark["runs"]
+    found: dict[str, dict[str, list[float]]] = {}
+    for run, measured in runs.items():
+        for stage, seconds in measured["stages"].items():
+            found.setdefault(stage.split("@")[0], {}).setdefault(run, []).append(seconds)
+    lines = []
+    for stage, by_run in found.items():
+        most = max(len(items) for items in by_run.values())
+        cells = [_seconds(by_run.get(run, []), most) for run in runs]
+        lines.append([stage, *cells])
+    totals = [f"{measured['seconds']:.0f} s" for measured in runs.values()]
+    peaks = [f"{measured['peak_bytes'] / 1e9:.1f} GB" for measured in runs.values()]
+    return _markdown(["", *runs], [*lines, ["all", *totals], ["memory of the largest process", *peaks]])
+
+
+def information(benchmark: dict[str, Any]) -> str:
+    """benchmarks/information.json as a Markdown table: seconds for all pairs of latents, ours and scikit-learn's."""
+    seconds, (d_sae1, d_sae2) = benchmark["seconds"], benchmark["latents"]
+    ours, theirs = seconds["bins"] + seconds["all pairs"], d_sae1 * d_sae2 * seconds["a pair, scikit-learn"]
+    row = [f"{d_sae1:,} x {d_sae2:,}", f"{ours:.1f} s", f"{theirs:,.0f} s", f"{theirs / ours:,.0f}"]
+    return _markdown(["latents", "hsae", "scikit-learn, from some of the pairs", "ratio"], [row])
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "results": ("metrics/evaluate.json", results),
     "speed": ("benchmarks/training.json", speed),
     "levels": ("benchmarks/levels.json", levels),
+    "pipeline": ("benchmarks/pipeline.json", pipeline),
+    "information": ("benchmarks/information.json", information),
 }
 
 
@@ -79,6 +106,13 @@ def main() -> None:
         content = table(read_json(Path(source)))
         text = block(name).sub(lambda _, content=content: content, text)
     write_text(readme, text)
+
+
+def _seconds(items: list[float], most: int) -> str:
+    """Seconds of a stage's items, added up; how many they are, where a run has more than one."""
+    if not items:
+        return ""
+    return f"{sum(items):.0f} s" + (f" ({len(items)})" if most > 1 else "")
 
 
 def _markdown(head: list[str], lines: list[list[str]]) -> str:

@@ -58,6 +58,30 @@ def test_the_table_of_the_levels_shows_both_ways_to_compute_gradients():
     assert readme.levels({"rows": rows}).splitlines()[2:] == ["| phase 3 | 50 ms | 251 ms | 5.0 |"]
 
 
+def test_the_table_of_the_pipeline_adds_up_the_items_of_a_stage():
+    everything = {"phase3": 10.2, "flat_baseline@topk": 4.0, "flat_baseline@relu": 5.0, "report": 2.6}
+    some = {"phase3": 9.6, "flat_baseline@topk": 4.4}
+    runs = {
+        "from nothing": {"seconds": 25.0, "peak_bytes": 2_000_000_000, "stages": everything},
+        "beta2=0.2": {"seconds": 15.3, "peak_bytes": 1_960_000_000, "stages": some},
+    }
+    assert readme.pipeline({"runs": runs}).splitlines() == [
+        "|  | from nothing | beta2=0.2 |",
+        "| --- | ---: | ---: |",
+        "| phase3 | 10 s | 10 s |",
+        "| flat_baseline | 9 s (2) | 4 s (1) |",
+        "| report | 3 s |  |",
+        "| all | 25 s | 15 s |",
+        "| memory of the largest process | 2.0 GB | 2.0 GB |",
+    ]
+
+
+def test_the_table_of_mutual_information_extrapolates_from_a_pair():
+    seconds = {"bins": 1.5, "all pairs": 0.5, "a pair, scikit-learn": 0.01}
+    lines = readme.information({"latents": [1000, 200], "seconds": seconds}).splitlines()
+    assert lines[2:] == ["| 1,000 x 200 | 2.0 s | 2,000 s | 1,000 |"]
+
+
 def test_every_module_has_its_line_and_every_picture_exists():
     for module in (ROOT / "hsae").glob("[!_]*.py"):
         assert f"hsae/{module.name}" in TEXT, module.name
