@@ -3,7 +3,8 @@
 Every method trains on the same tokens, with k = 32 or an L1 penalty, no auxiliary loss, and the step that its own
 library takes. The methods take turns; a figure is the median over rounds. The limit is what the matrix products cost
 alone, in the same run and by the faster of torch's libraries: five for ReLU + L1, the encoder's for the sparse kinds.
-All methods run in one process, whose memory is kept (hsae/run.py). Arguments: where to write the result and the plot.
+Memory is left to the C library, as the peers leave it, though our stages do better (run.keep_memory). Arguments: where
+to write the result and the plot.
 """
 
 import contextlib
@@ -27,7 +28,6 @@ from hsae import variants
 from hsae.files import write_figure, write_json
 from hsae.gradients import CHUNK, level_gradients, level_objective
 from hsae.products import gram, product
-from hsae.run import keep_memory
 from hsae.training import Autograd, Gradients, Phase, Shuffled, Trainable, fit
 
 SIZES = [(128, 1024), (256, 2048), (576, 4608)]
@@ -236,7 +236,6 @@ def main(result: str, plot: str) -> None:
     warnings.simplefilter("ignore")  # the peers' own
     os.environ["WANDB_MODE"] = "disabled"
     torch.set_num_threads(2)
-    keep_memory()
     rows = []
     for d, d_sae in SIZES:
         for batch in BATCHES:

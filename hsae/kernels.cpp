@@ -10,7 +10,7 @@
 #include <numeric>
 #include <vector>
 #include <omp.h>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -49,6 +49,12 @@ inline void above(const float* z, int64_t n, const float* bound, Writer& out) {
     _mm512_storeu_ps(out.values + out.n, _mm512_maskz_compress_ps(found, values));
     _mm512_storeu_si512(out.latents + out.n, _mm512_maskz_compress_epi32(found, latents));
     out.n += __builtin_popcount(found);
+  }
+#elif defined(__AVX2__)
+  for (; j + 8 <= n; j += 8) {
+    const __m256 at = BOUNDS ? _mm256_loadu_ps(bound + j) : _mm256_set1_ps(*bound);
+    uint32_t found = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(z + j), at, _CMP_GT_OQ));
+    for (; found; found &= found - 1) out.add(j + __builtin_ctz(found), z[j + __builtin_ctz(found)]);
   }
 #endif
   for (; j < n; j++)

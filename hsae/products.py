@@ -19,6 +19,8 @@ def product(
 ) -> Float[Tensor, "*batch m"]:
     """a b, plus a row `bias`. No gradient passes through it."""
     if _by_onednn(a):
+        if not (b.is_contiguous() or b.T.is_contiguous()):
+            b = b.contiguous()  # part of a matrix: oneDNN has no fast product for it
         return torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")
     return a @ b if bias is None else a @ b + bias
 
