@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from sklearn.metrics import mutual_info_score
 
-from benchmarks.training import machine
+from benchmarks.training import THREADS, machine
 from hsae import activations, hierarchical
 from hsae.files import read_tensors, write_json
 from hsae.information import mutual_information, quantile_bins
@@ -34,7 +34,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 def main(result: str) -> None:
     """Measure and write."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     test = activations.read(*read_tensors(Path("data/activations/test.safetensors")), torch.device("cpu"))
     model = hierarchical.load(*read_tensors(Path("models/phase3.safetensors")))
     with torch.no_grad():

@@ -5,15 +5,16 @@ Run `dvc repro` first. Argument: where to write the result.
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.training import machine, measure, trained
+from benchmarks.training import THREADS, Method, machine, measure, seconds, trained
 from hsae import activations, config, hierarchical, two_level, variants
 from hsae.files import read_tensors, write_json
 from hsae.gradients import level_gradients, level_objective
@@ -39,7 +40,7 @@ class Some:
         return self.store.x(rows)
 
 
-def methods(batch: int, tokens: Shuffled) -> Iterator[tuple[str, str, Callable[[], None]]]:
+def methods(batch: int, tokens: Shuffled) -> Iterator[Method]:
     """What is trained, how its gradients are computed, and what is timed."""
     c = config.load(Coefficients)
     plain = replace(c, lambda_cos=0.0, gamma_group=0.0)
@@ -60,12 +61,13 @@ def methods(batch: int, tokens: Shuffled) -> Iterator[tuple[str, str, Callable[[
 
 def main(result: str) -> None:
     """Measure and write."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     keep_memory()
     tokens = activations.read(*read_tensors(Path("data/activations/train.safetensors")), torch.device("cpu"))
     rows = []
     for batch in BATCHES:
-        found = measure(list(methods(batch, Some(tokens, STEPS * batch))), batch, STEPS)
+        timed = [(kind, name, partial(seconds, run)) for kind, name, run in methods(batch, Some(tokens, STEPS * batch))]
+        found = measure(timed, batch, STEPS)
         rows += [{"batch": batch, **row} for row in found]
         print(pd.DataFrame(found).to_string(index=False), batch, flush=True)
     write_json(Path(result), {"machine": machine(), "rows": rows})

@@ -1,20 +1,22 @@
 """Training steps of our autoencoders beside those of SAELens, dictionary_learning and sparsify, in one run.
 
 Every method trains on the same tokens, with k = 32 or an L1 penalty, no auxiliary loss, and the step that its own
-library takes. The methods take turns; a figure is the median over rounds. The limit is what the matrix products cost
-alone, in the same run and by the faster of torch's libraries: five for ReLU + L1, the encoder's for the sparse kinds.
-Memory is left to the C library, as the peers leave it, though our stages do better (run.keep_memory). Arguments: where
-to write the result and the plot.
+library takes. Each library runs in a process of its own, as its users run it, and they take turns; a figure is the
+median over rounds. The limit is what the matrix products cost alone, in the same run and by the faster of torch's
+libraries: five for ReLU + L1, the encoder's for the sparse kinds. Arguments: where to write the result and the plot.
 """
 
 import contextlib
 import io
+import multiprocessing
 import os
 import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,21 +30,26 @@ from hsae import variants
 from hsae.files import write_figure, write_json
 from hsae.gradients import CHUNK, level_gradients, level_objective
 from hsae.products import gram, product
+from hsae.run import keep_memory
 from hsae.training import Autograd, Gradients, Phase, Shuffled, Trainable, fit
 
 SIZES = [(128, 1024), (256, 2048), (576, 4608)]
 BATCHES = [1024, 4096, 8192]
+KINDS = ["relu", "topk", "batchtopk", "matryoshka"]
 K, BETA, LR = 32, 0.01, 1e-3
+THREADS = 2
 ROUND_BUDGET = 30.0  # seconds for the rounds of one size and batch
-ROUNDS = (2, 31)  # at least and at most
+ROUNDS = (3, 31)  # at least and at most
 PREFIXES = [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
 
 Step = Callable[[Tensor], object]
+Method = tuple[str, str, Callable[[], None]]
+"""Kind, library, and what takes some steps."""
 
 
 def n_steps(d: int, d_sae: int, batch: int) -> int:
     """How many steps a method takes at a time: more where they are short, so that none is dominated by its start."""
-    return min(max((1 << 33) // (d * d_sae * batch), 2), 16)
+    return min(max((1 << 34) // (d * d_sae * batch), 2), 16)
 
 
 class Tokens:
@@ -172,38 +179,86 @@ def products(d: int, d_sae: int, n: int, onednn: bool) -> tuple[Callable[[], Non
     return dense, encoder
 
 
-def methods(d: int, d_sae: int, batch: int) -> Iterator[tuple[str, str, Callable[[], None]]]:
-    """Kind, library and what is timed."""
+def peer(make: Callable[[str, int, int, int], Step | None], d: int, d_sae: int, batch: int) -> Iterator[Method]:
+    """A library's kinds; none, if it is not installed."""
     tokens = Tokens(n_steps(d, d_sae, batch) * batch, d)
-    for kind in ("relu", "topk", "batchtopk", "matryoshka"):
+    for kind in KINDS:
+        with contextlib.suppress(ImportError):
+            step = make(kind, d, d_sae, batch)
+            if step is not None:
+                yield kind, make.__name__, stepping(step, tokens, batch)
+
+
+def hsae(d: int, d_sae: int, batch: int) -> Iterator[Method]:
+    """Our kinds, by hand and by autograd, and the limits."""
+    keep_memory()  # as in every stage
+    tokens = Tokens(n_steps(d, d_sae, batch) * batch, d)
+    for kind in KINDS:
         for name, by_hand in (("hsae", True), ("hsae, autograd", False)):
             yield kind, name, ours(kind, tokens, d_sae, batch, by_hand)
-        for peer in (sae_lens, dictionary_learning, sparsify):
-            with contextlib.suppress(ImportError):
-                step = peer(kind, d, d_sae, batch)
-                if step is not None:
-                    yield kind, peer.__name__, stepping(step, tokens, batch)
     for name, onednn in (("matrix products, MKL", False), ("matrix products, oneDNN", True)):
         dense, encoder = products(d, d_sae, len(tokens), onednn)
         yield "relu", name, dense
         yield "topk", name, encoder
 
 
-def measure(timed: list[tuple[str, str, Callable[[], None]]], batch: int, steps: int) -> list[dict[str, Any]]:
-    """Median milliseconds per step and tokens per second of each, which takes so many steps at a time, in turns."""
+LIBRARIES: dict[str, Callable[[int, int, int], Iterator[Method]]] = {
+    "hsae": hsae,
+    "sae_lens": partial(peer, sae_lens),
+    "dictionary_learning": partial(peer, dictionary_learning),
+    "sparsify": partial(peer, sparsify),
+}
+
+
+def serve(connection: Connection, library: str, size: tuple[int, int, int]) -> None:
+    """What a library's process does: say what can be timed, then run what is asked for, and answer with seconds."""
+    warnings.simplefilter("ignore")  # the peers' own
+    torch.set_num_threads(THREADS)
+    methods = list(LIBRARIES[library](*size))
+    connection.send([(kind, method) for kind, method, _ in methods])
+    while (index := connection.recv()) is not None:
+        connection.send(seconds(methods[index][2]))
+
+
+def seconds(run: Callable[[], None]) -> float:
+    """Seconds that a run takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(d: int, d_sae: int, batch: int) -> list[dict[str, Any]]:
+    """All methods of all libraries at one size."""
+    context, timed, served = multiprocessing.get_context("spawn"), [], []
+    for library in LIBRARIES:
+        here, there = context.Pipe()
+        context.Process(target=serve, args=(there, library, (d, d_sae, batch)), daemon=True).start()
+        served.append(here)
+
+        def ask(index: int, connection: Connection = here) -> float:
+            connection.send(index)
+            return connection.recv()
+
+        timed += [(*method, partial(ask, index)) for index, method in enumerate(here.recv())]
+    found = measure(timed, batch, n_steps(d, d_sae, batch))
+    for connection in served:
+        connection.send(None)
+    return found
+
+
+def measure(timed: list[tuple[str, str, Callable[[], float]]], batch: int, steps: int) -> list[dict[str, Any]]:
+    """Median milliseconds per step and tokens per second of what takes so many steps at a time, in turns."""
     for _, _, run in timed:
         run()
-    seconds: list[list[float]] = [[] for _ in timed]
+    found: list[list[float]] = [[] for _ in timed]
     start, rounds = time.perf_counter(), 0
     while rounds < ROUNDS[0] or (rounds < ROUNDS[1] and time.perf_counter() - start < ROUND_BUDGET):
-        for (_, _, run), own in zip(timed, seconds, strict=True):
-            before = time.perf_counter()
-            run()
-            own.append((time.perf_counter() - before) / steps)
+        for (_, _, run), own in zip(timed, found, strict=True):
+            own.append(run() / steps)
         rounds += 1
     return [
         {"kind": kind, "method": method, "ms": 1e3 * median(own), "tokens_per_s": batch / median(own), "rounds": rounds}
-        for (kind, method, _), own in zip(timed, seconds, strict=True)
+        for (kind, method, _), own in zip(timed, found, strict=True)
     ]
 
 
@@ -233,13 +288,12 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
 
 def main(result: str, plot: str) -> None:
     """Measure everything and write it."""
-    warnings.simplefilter("ignore")  # the peers' own
     os.environ["WANDB_MODE"] = "disabled"
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     rows = []
     for d, d_sae in SIZES:
         for batch in BATCHES:
-            found = measure(list(methods(d, d_sae, batch)), batch, n_steps(d, d_sae, batch))
+            found = compare(d, d_sae, batch)
             rows += [{"d": d, "d_sae": d_sae, "batch": batch, **row} for row in found]
             print(pd.DataFrame(found).to_string(index=False), d, d_sae, batch, flush=True)
     write_json(Path(result), {"machine": machine(), "rows": rows})

@@ -19,7 +19,64 @@ using std::int64_t;
 
 namespace {
 
-constexpr int COLUMNS = 64;  // coordinates that stay in registers
+// Sixteen floats, and as many of them as stay in registers while rows are added up. Arrays of floats would not.
+typedef float Vector __attribute__((vector_size(64)));
+typedef float Unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+constexpr int VECTORS = 4, COLUMNS = 16 * VECTORS;
+
+// COLUMNS coordinates of a row.
+struct Tile {
+  Vector parts[VECTORS] = {};
+
+  void add(float a, const Tile& w) {
+    for (int v = 0; v < VECTORS; v++) parts[v] += a * w.parts[v];
+  }
+
+  void add(const Tile& a, const Tile& b) {
+    for (int v = 0; v < VECTORS; v++) parts[v] += a.parts[v] * b.parts[v];
+  }
+
+  float sum() const {
+    Vector all = {};
+    for (int v = 0; v < VECTORS; v++) all += parts[v];
+    float total = 0;
+    for (int i = 0; i < 16; i++) total += all[i];
+    return total;
+  }
+};
+
+// Where a tile's coordinates lie in a row: all of them, or, at a row's end, the first `width`, the others being 0.
+struct Whole {
+  Tile load(const float* from) const {
+    Tile tile;
+    for (int v = 0; v < VECTORS; v++) tile.parts[v] = *(const Unaligned*)(from + 16 * v);
+    return tile;
+  }
+
+  void store(const Tile& tile, float* to) const {
+    for (int v = 0; v < VECTORS; v++) *(Unaligned*)(to + 16 * v) = tile.parts[v];
+  }
+};
+
+struct Part {
+  int64_t width;
+
+  Tile load(const float* from) const {
+    Tile tile;
+    std::memcpy(tile.parts, from, width * sizeof(float));
+    return tile;
+  }
+
+  void store(const Tile& tile, float* to) const { std::memcpy(to, tile.parts, width * sizeof(float)); }
+};
+
+// Calls work(c, where) for the tiles of rows of d coordinates, c being each one's first.
+template <class Work>
+inline void for_tiles(int64_t d, Work work) {
+  int64_t c = 0;
+  for (; c + COLUMNS <= d; c += COLUMNS) work(c, Whole());
+  if (c < d) work(c, Part{d - c});
+}
 
 // Entries of one row, written one after the other.
 struct Writer {
@@ -136,14 +193,6 @@ void select_rows(const float* z, int64_t first, int64_t rows, int64_t d_sae, int
   }
 }
 
-// sum[0..width) += a * w[0..width), in registers where the width is full.
-inline void add_row(float* sum, float a, const float* w, int64_t width) {
-  if (width == COLUMNS)
-    for (int j = 0; j < COLUMNS; j++) sum[j] += a * w[j];
-  else
-    for (int64_t j = 0; j < width; j++) sum[j] += a * w[j];
-}
-
 }  // namespace
 
 extern "C" {
@@ -246,20 +295,20 @@ double decode(const float* x, int64_t rows, int64_t d, const float* W_dec, const
     const float* acts = values + start[r];
     const int32_t n = count[r];
     double total = 0;
-    for (int64_t c = 0; c < d; c += COLUMNS) {
-      const int64_t width = std::min<int64_t>(COLUMNS, d - c);
-      float sum[COLUMNS] = {0};
-      for (int64_t j = 0; j < width; j++) sum[j] = b_dec[c + j] - x[r * d + c + j];
+    for_tiles(d, [&](int64_t c, auto where) {
+      Tile error = where.load(b_dec + c);
+      error.add(-1, where.load(x + r * d + c));
       int32_t i = 0;
       for (int64_t p = 0; p < n_prefixes; p++) {
         for (; i < n && own[i] < ends[p]; i++)
-          if (acts[i] > least[own[i]]) add_row(sum, acts[i], W_dec + own[i] * d + c, width);
-        float* g = gradients + (p * rows + r) * d + c;
-        float part = 0;
-        for (int64_t j = 0; j < width; j++) part += sum[j] * sum[j], g[j] = scale * sum[j];
-        total += part;
+          if (acts[i] > least[own[i]]) error.add(acts[i], where.load(W_dec + own[i] * d + c));
+        Tile square, gradient;
+        square.add(error, error);
+        gradient.add(scale, error);
+        where.store(gradient, gradients + (p * rows + r) * d + c);
+        total += square.sum();
       }
-    }
+    });
     squares[r] = total;
     for (int64_t p = n_prefixes - 2; p >= 0; p--) {
       float* g = gradients + (p * rows + r) * d;
@@ -270,9 +319,9 @@ double decode(const float* x, int64_t rows, int64_t d, const float* W_dec, const
       while (own[i] >= ends[p]) p++;
       const float* g = gradients + (p * rows + r) * d;
       const float* w = W_dec + own[i] * d;
-      float dot = 0;
-      for (int64_t j = 0; j < d; j++) dot += g[j] * w[j];
-      entry_gradients[start[r] + i] = dot + price;
+      Tile dot;
+      for_tiles(d, [&](int64_t c, auto where) { dot.add(where.load(g + c), where.load(w + c)); });
+      entry_gradients[start[r] + i] = dot.sum() + price;
     }
   }
   return std::accumulate(squares.begin(), squares.end(), 0.0);
@@ -366,14 +415,13 @@ void weighted_rows(const float* matrix, int64_t rows, int64_t d, int64_t d_sae, 
     int64_t p = 0;
     while (l >= ends[p]) p++;
     const float* own = matrix + p * rows * d;
-    for (int64_t c = 0; c < d; c += COLUMNS) {
-      const int64_t width = std::min<int64_t>(COLUMNS, d - c);
-      float sum[COLUMNS] = {0};
+    for_tiles(d, [&](int64_t c, auto at) {
+      Tile sum;
       for (int64_t e = where[l]; e < where[l + 1]; e++)
-        if (values[entries[e]] > least[l]) add_row(sum, weights[entries[e]], own + row[e] * d + c, width);
-      if (bias) add_row(sum, -bias[l], shift + c, width);
-      std::copy(sum, sum + width, out + l * d + c);
-    }
+        if (values[entries[e]] > least[l]) sum.add(weights[entries[e]], at.load(own + row[e] * d + c));
+      if (bias) sum.add(-bias[l], at.load(shift + c));
+      at.store(sum, out + l * d + c);
+    });
   }
 }
 
@@ -449,49 +497,42 @@ double upper_forward(int64_t rows, int64_t d2, const int64_t* start, const int32
   std::vector<double> norms(rows);
 #pragma omp parallel for schedule(static)
   for (int64_t r = 0; r < rows; r++) {
-    double total = 0;
-    for (int64_t c = 0; c < d2; c += COLUMNS) {
-      const int64_t width = std::min<int64_t>(COLUMNS, d2 - c);
-      float pre[COLUMNS] = {0}, dot[COLUMNS] = {0}, square[COLUMNS] = {0}, cover[COLUMNS] = {0};
+    for_tiles(d2, [&](int64_t c, auto where) {
+      Tile pre = where.load(offset + c), dot, square, cover;
       for (int64_t e = start[r]; e < start[r] + count[r]; e++) {
         const int64_t i = latents[e];
         const float a = values[e];
         if (a <= least[i]) continue;
-        const float b = a * scale[i], a2 = a * a * norm[i], n = share[i] * norm[i];
-        const float *we = W_enc + i * d2 + c, *wd = W + i * d2 + c;
-        auto add = [&](int64_t j) {
-          const float w = wd[j], w4 = (w * w) * (w * w);
-          pre[j] += a * we[j];
-          dot[j] += b * w;
-          square[j] += a2 * w4;
-          cover[j] += n * w4;
-        };
-        if (width == COLUMNS)
-          for (int j = 0; j < COLUMNS; j++) add(j);
-        else
-          for (int64_t j = 0; j < width; j++) add(j);
+        const Tile w = where.load(W + i * d2 + c);
+        Tile w2, w4;
+        w2.add(w, w);
+        w4.add(w2, w2);
+        pre.add(a, where.load(W_enc + i * d2 + c));
+        dot.add(a * scale[i], w);
+        square.add(a * a * norm[i], w4);
+        cover.add(share[i] * norm[i], w4);
       }
       const int64_t at = r * d2 + c;
-      float part = 0;
-      for (int64_t j = 0; j < width; j++) {
-        const float own = pre[j] + offset[c + j];
-        z[at + j] = own;
-        dots[at + j] = dot[j];
-        covered[at + j] = cover[j];
-        // The square root has no gradient at 0, where a group is silent.
-        const float root = square[j] > 1e-12f ? std::sqrt(square[j]) : 0.0f;
-        roots[at + j] = square[j] > 1e-12f ? group_factor / root : 0.0f;
-        part += root;
-      }
-      if (threshold)
-        for (int64_t j = 0; j < width; j++) {
-          const float inverse = 1 / threshold[c + j], near = z[at + j] * inverse;
-          parents[at + j] = std::min(std::max(near, 0.0f), 1.0f);
-          dz[at + j] = near >= 0 && near <= 1 ? cover_factor * cover[j] * inverse : 0.0f;
-        }
-      total += part;
+      where.store(pre, z + at);
+      where.store(dot, dots + at);
+      where.store(cover, covered + at);
+      where.store(square, roots + at);
+    });
+    float sum_of_roots = 0;
+    for (int64_t j = r * d2; j < (r + 1) * d2; j++) {
+      // The square root has no gradient at 0, where a group is silent.
+      const float root = roots[j] > 1e-12f ? std::sqrt(roots[j]) : 0.0f;
+      roots[j] = roots[j] > 1e-12f ? group_factor / root : 0.0f;
+      sum_of_roots += root;
     }
-    norms[r] = total;
+    if (threshold)
+      for (int64_t j = 0; j < d2; j++) {
+        const int64_t at = r * d2 + j;
+        const float inverse = 1 / threshold[j], near = z[at] * inverse;
+        parents[at] = std::min(std::max(near, 0.0f), 1.0f);
+        dz[at] = near >= 0 && near <= 1 ? cover_factor * covered[at] * inverse : 0.0f;
+      }
+    norms[r] = sum_of_roots;
   }
   return std::accumulate(norms.begin(), norms.end(), 0.0);
 }
@@ -523,7 +564,6 @@ double upper_entries(int64_t rows, int64_t d2, const int64_t* start, const int32
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
       double total = 0;
-      std::copy(bias, bias + d2, v);
       std::fill(h2 + r * d2, h2 + (r + 1) * d2, 0.0f);
       if (parents) std::fill(parents + r * d2, parents + (r + 1) * d2, 0.0f);
       for (int64_t e = start[r]; e < start[r] + count[r]; e++) {
@@ -531,8 +571,13 @@ double upper_entries(int64_t rows, int64_t d2, const int64_t* start, const int32
         if (values[e] <= least[j]) continue;
         h2[r * d2 + j] = values[e];
         if (parents) parents[r * d2 + j] = 1;
-        for (int64_t c = 0; c < d2; c++) v[c] += values[e] * gram[j * d2 + c];
       }
+      for_tiles(d2, [&](int64_t c, auto where) {
+        Tile sum = where.load(bias + c);
+        for (int64_t e = start[r]; e < start[r] + count[r]; e++)
+          if (values[e] > least[latents[e]]) sum.add(values[e], where.load(gram + latents[e] * d2 + c));
+        where.store(sum, v + c);
+      });
       for (int64_t e = start[r]; e < start[r] + count[r]; e++) {
         const int64_t j = latents[e];
         const float dot = dots[r * d2 + j], g = entry_gradients[e] += scale * (v[j] - dot);
@@ -554,32 +599,23 @@ void upper_accumulate(int64_t d1, int64_t d2, const int64_t* where, const int64_
                       const float* b_enc_grad, float* W_enc_grad, float* products, float* A_grad) {
 #pragma omp parallel for schedule(dynamic, 8)
   for (int64_t i = 0; i < d1; i++) {
-    for (int64_t c = 0; c < d2; c += COLUMNS) {
-      const int64_t width = std::min<int64_t>(COLUMNS, d2 - c);
-      float enc[COLUMNS] = {0}, product[COLUMNS] = {0}, group[COLUMNS] = {0}, cover[COLUMNS] = {0};
+    for_tiles(d2, [&](int64_t c, auto at) {
+      Tile enc, product, group;
       for (int64_t e = where[i]; e < where[i + 1]; e++) {
-        const float a = values[entries[e]], a2 = 0.5f * a * a;
+        const float a = values[entries[e]];
         if (a <= least[i]) continue;
-        const int64_t at = row[e] * d2 + c;
-        auto add = [&](int64_t j) {
-          enc[j] += a * dz[at + j];
-          product[j] += a * h2[at + j];
-          group[j] += a2 * roots[at + j];
-          cover[j] += parents[at + j];
-        };
-        if (width == COLUMNS)
-          for (int j = 0; j < COLUMNS; j++) add(j);
-        else
-          for (int64_t j = 0; j < width; j++) add(j);
+        const int64_t from = row[e] * d2 + c;
+        enc.add(a, at.load(dz + from));
+        product.add(a, at.load(h2 + from));
+        group.add(0.5f * a * a, at.load(roots + from));
+        group.add(factor * share[i], at.load(parents + from));
       }
-      const int64_t at = i * d2 + c;
-      const float own = factor * share[i];
-      for (int64_t j = 0; j < width; j++) {
-        W_enc_grad[at + j] = enc[j] - b_dec[i] * b_enc_grad[c + j];
-        products[at + j] = product[j];
-        A_grad[at + j] = group[j] + own * cover[j];
-      }
-    }
+      enc.add(-b_dec[i], at.load(b_enc_grad + c));
+      const int64_t to = i * d2 + c;
+      at.store(enc, W_enc_grad + to);
+      at.store(product, products + to);
+      at.store(group, A_grad + to);
+    });
   }
 }
 
@@ -594,9 +630,12 @@ void upper_backward(int64_t rows, int64_t d2, const int64_t* start, const int32_
     for (int64_t e = start[r]; e < start[r] + count[r]; e++) {
       const int64_t i = latents[e];
       const float *we = W_enc + i * d2, *a = A + i * d2;
-      float encoder = 0, group = 0;
-      for (int64_t j = 0; j < d2; j++) encoder += d[j] * we[j], group += s[j] * a[j];
-      entry_gradients[e] += down * encoder + (values[e] > least[i] ? values[e] * group : 0.0f);
+      Tile encoder, group;
+      for_tiles(d2, [&](int64_t c, auto at) {
+        encoder.add(at.load(d + c), at.load(we + c));
+        group.add(at.load(s + c), at.load(a + c));
+      });
+      entry_gradients[e] += down * encoder.sum() + (values[e] > least[i] ? values[e] * group.sum() : 0.0f);
     }
   }
 }
