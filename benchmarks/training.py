@@ -1,9 +1,10 @@
 """Training steps of our autoencoders beside those of SAELens, dictionary_learning and sparsify, in one run.
 
 Every method trains on the same tokens, with k = 32 or an L1 penalty, no auxiliary loss, and the step that its own
-library takes. Each library runs in a process of its own, as its users run it, and they take turns; a figure is the
-median over rounds. The limit is what the matrix products cost alone, in the same run and by the faster of torch's
-libraries: five for ReLU + L1, the encoder's for the sparse kinds. Arguments: where to write the result and the plot.
+library takes. Each library runs in a process of its own, as its users run it, and they take turns, in another order in
+every round; a figure is the median over rounds. The limit is what the matrix products cost alone, in the same run and
+by the faster of torch's libraries: five for ReLU + L1, the encoder's for the sparse kinds. Arguments: where to write
+the result and the plot.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import io
 import multiprocessing
 import os
 import platform
+import random
 import sys
 import time
 import warnings
@@ -222,6 +224,7 @@ def serve(connection: Connection, library: str, size: tuple[int, int, int]) -> N
 
 def seconds(run: Callable[[], None]) -> float:
     """Seconds that a run takes."""
+    time.sleep(0.05)  # until the threads of the library before, which wait for more work, have gone to sleep
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -251,10 +254,10 @@ def measure(timed: list[tuple[str, str, Callable[[], float]]], batch: int, steps
     for _, _, run in timed:
         run()
     found: list[list[float]] = [[] for _ in timed]
-    start, rounds = time.perf_counter(), 0
+    start, rounds, order = time.perf_counter(), 0, random.Random(0)
     while rounds < ROUNDS[0] or (rounds < ROUNDS[1] and time.perf_counter() - start < ROUND_BUDGET):
-        for (_, _, run), own in zip(timed, found, strict=True):
-            own.append(run() / steps)
+        for index in order.sample(range(len(timed)), len(timed)):
+            found[index].append(timed[index][2]() / steps)
         rounds += 1
     return [
         {"kind": kind, "method": method, "ms": 1e3 * median(own), "tokens_per_s": batch / median(own), "rounds": rounds}
