@@ -5,6 +5,8 @@ from jaxtyping import Float, Int8
 from numpy import ndarray
 from scipy.sparse import csr_array
 
+from hsae.config import check
+
 PAIRS = 1 << 16  # tabulated at a time
 
 
@@ -13,8 +15,7 @@ def quantile_bins(acts: Float[ndarray, "token latent"], n_bins: int) -> Int8[nda
 
     Equal activations share a bin. Raises ValueError unless `n_bins` is in 1..127.
     """
-    if not 1 <= n_bins <= 127:
-        raise ValueError(f"`n_bins` must be in 1..127; not {n_bins}.")
+    check("n_bins", n_bins, "in 1..127", 1 <= n_bins <= 127)
     bins = np.zeros(acts.shape, np.int8)
     fractions = np.arange(1, n_bins) / n_bins
     for latent, column in enumerate(acts.T):
