@@ -1,0 +1,93 @@
+"""Which latents are active together: phi coefficients, the graph that they make, its communities, and the null."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import networkx as nx
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from scipy.sparse import csc_array, csr_array, vstack
+from torch import Tensor
+
+from hsae.config import check
+
+
+@torch.no_grad()
+def sparse_acts(encode: Callable[[Tensor], Tensor], batches: Iterable[Float[Tensor, "_ d_in"]]) -> csr_array:
+    """Latent activations (token, latent) on all batches, in their order."""
+    return csr_array(vstack([csr_array(encode(x).cpu().numpy()) for x in batches]))
+
+
+def activity(acts: csr_array) -> csc_array:
+    """1 where a latent is active (above 0), as float32: exact for sums over up to 2^24 tokens."""
+    indicator = acts.copy()
+    indicator.data = (acts.data > 0).astype(np.float32)
+    return csc_array(indicator)
+
+
+def phi(active: csc_array) -> Float[ndarray, "latent latent"]:
+    """Phi coefficients: correlations of the on-off variables of `active` (token, latent), which are 0 or 1.
+
+    1 on the diagonal; 0 elsewhere for a latent that is active on all tokens or on none.
+    """
+    n_tokens = _n_tokens(active)
+    p = np.asarray(active.sum(0), dtype=float) / n_tokens
+    deviation = np.sqrt(p * (1 - p))
+    varies = deviation > 0
+    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=varies)
+    covariance = (active.T @ active).toarray().astype(float) / n_tokens - np.outer(p, p)
+    result = covariance * np.outer(scale, scale)
+    np.fill_diagonal(result, 1)
+    return result
+
+
+def neighbour_graph(phi: Float[ndarray, "latent latent"], n_neighbors: int) -> nx.Graph:
+    """Each latent joined with those of the `n_neighbors` largest phi coefficients that are above 0, their weights.
+
+    An edge stands where either of the two has chosen the other. Thinned so, observed and null graphs have about as many
+    edges. Raises ValueError if there is no edge.
+    """
+    others = np.where(np.eye(len(phi), dtype=bool), 0, phi.clip(min=0))
+    nearest = np.argsort(-others, axis=1, kind="stable")[:, :n_neighbors]
+    chosen = np.zeros_like(others)
+    np.put_along_axis(chosen, nearest, np.take_along_axis(others, nearest, 1), 1)
+    graph = nx.from_numpy_array(np.maximum(chosen, chosen.T))
+    check("the co-activation graph", graph.number_of_edges(), "of at least one edge", graph.number_of_edges() > 0)
+    return graph
+
+
+def communities(graph: nx.Graph, seed: int) -> Int[ndarray, " latent"]:
+    """Community of every node by the Louvain method (Blondel et al. 2008, arXiv 0803.0476), the largest is 0."""
+    labels = np.empty(len(graph), dtype=int)
+    found = nx.community.louvain_communities(graph, seed=seed)
+    for label, members in enumerate(sorted(found, key=lambda members: (-len(members), min(members)))):
+        labels[list(members)] = label
+    return labels
+
+
+def modularity(graph: nx.Graph, labels: Int[ndarray, " latent"]) -> float:
+    """Share of the edges' weight that lies within clusters, less what the nodes' degrees alone would put there."""
+    return nx.community.modularity(
+        graph, [set(np.flatnonzero(labels == label).tolist()) for label in np.unique(labels)]
+    )
+
+
+def independent(active: csc_array, n_draws: int, rng: np.random.Generator) -> Iterator[Float[ndarray, "latent latent"]]:
+    """Phi coefficients of latents that know nothing of each other, `n_draws` times: each is shifted along the text.
+
+    A circular shift keeps a latent's firing rate and its runs of activity; permuted tokens would lose the runs, and
+    with them much of what chance does.
+    """
+    for _ in range(n_draws):
+        yield phi(circular_shift(active, rng.integers(_n_tokens(active), size=len(active.indptr) - 1)))
+
+
+def circular_shift(active: csc_array, shifts: Int[ndarray, " latent"]) -> csc_array:
+    """Every column moved down by its own shift, what leaves at the end entering at the start."""
+    rows = (active.indices + np.repeat(shifts, np.diff(active.indptr))) % _n_tokens(active)
+    return csc_array((active.data, rows, active.indptr), shape=active.shape)
+
+
+def _n_tokens(active: csc_array) -> int:
+    return active.shape[0]  # pyright: ignore[reportOptionalSubscript]

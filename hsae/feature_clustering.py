@@ -1,0 +1,154 @@
+"""Clusterings of a dictionary's latents: by decoder direction, by co-activation and by parent."""
+
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+from scipy.sparse import csc_array, csr_array
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+
+from hsae import coactivation
+from hsae.config import check, check_positive
+from hsae.dendrogram import Dendrogram, cosine_distances, similarity_distances
+from hsae.latent_classes import LABELLINGS, Text, latent_classes
+from hsae.partition_indices import ami, number
+
+
+@dataclass
+class FeatureClusteringConfig:
+    """Section `feature_clustering`: what counts, the co-activation graph, and how often chance is drawn.
+
+    The first `n_tokens` of the test split are used. A latent lives if it is active on `min_active` of them, and is
+    selective if its class holds `min_share` of its activation. `n_neighbors`: edges of a latent. `n_null`: draws of
+    each null; `n_resamples`: of the halves behind a standard error. `groups_shown`: the largest groups of the figures.
+    """
+
+    n_tokens: int
+    min_active: int
+    min_share: float
+    n_neighbors: int
+    n_null: int
+    n_resamples: int
+    groups_shown: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_positive(self, ["n_tokens", "min_active", "n_neighbors"])
+        check("min_share", self.min_share, "in 0..1", 0 <= self.min_share <= 1)
+        for name in ("n_null", "n_resamples", "groups_shown"):
+            check(name, getattr(self, name), "2 or above", getattr(self, name) >= 2)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The living latents of a dictionary, and their clusterings."""
+
+    latents: Int[ndarray, " living"]
+    """Which latents of the dictionary they are."""
+    W_dec: Float[ndarray, "living d_in"]
+    acts: csr_array
+    """Activations (token, living)."""
+    active: csc_array
+    """1 where they are above 0."""
+    phi: Float[ndarray, "living living"]
+    graph: nx.Graph
+    """The co-activation graph (`coactivation.neighbour_graph`)."""
+    trees: dict[str, Dendrogram]
+    partitions: dict[str, Int[ndarray, " living"]]
+
+
+def flat_features(
+    acts: csr_array, W_dec: Float[ndarray, "latent d_in"], n_clusters: int, config: FeatureClusteringConfig
+) -> Features:
+    """The living latents of one SAE, clustered without any parents.
+
+    decoder_clusters: average linkage of the cosine distances of decoder directions, cut at `n_clusters`.
+    coactivation_clusters: the same of 1 - phi. communities: Louvain's, of the co-activation graph. `acts` (token,
+    latent) are those of all latents. Raises ValueError if fewer than 2 latents live.
+    """
+    latents = living(acts, config.min_active)
+    check("the number of living latents", len(latents), "at least 2", len(latents) >= 2)
+    W_dec, acts = W_dec[latents], acts[:, latents]
+    active = coactivation.activity(acts)
+    phi = coactivation.phi(active)
+    graph = coactivation.neighbour_graph(phi, config.n_neighbors)
+    trees = {
+        "decoder": Dendrogram.average(cosine_distances(W_dec)),
+        "coactivation": Dendrogram.average(similarity_distances(phi)),
+    }
+    partitions = {f"{name}_clusters": tree.cut(n_clusters) for name, tree in trees.items()}
+    partitions["communities"] = coactivation.communities(graph, config.seed)
+    return Features(latents, W_dec, acts, active, phi, graph, trees, partitions)
+
+
+def hsae_features(
+    acts: csr_array,
+    W_dec1: Float[ndarray, "latent d_in"],
+    W_dec2: Float[ndarray, "parent latent"],
+    parents: dict[str, Int[ndarray, " latent"]],
+    config: FeatureClusteringConfig,
+) -> Features:
+    """The living level-1 latents, clustered as those of a flat SAE are, into as many clusters as there are groups.
+
+    `parents` (-1: none), as `Graph.parents` gives them, by `decoder` and by whatever else: they make the partitions
+    groups_<by>. The tree `groups` merges the groups by decoder further, by average linkage of the cosine distances of
+    their parents' level-2 decoder rows; a latent without a parent is a group of its own, which points at itself.
+    """
+    latents = living(acts, config.min_active)
+    groups = {by: parent_groups(parent[latents]) for by, parent in parents.items()}
+    features = flat_features(acts, W_dec1, int(groups["decoder"].max(initial=0)) + 1, config)
+    first = np.unique(groups["decoder"], return_index=True)[1]
+    parent = parents["decoder"][latents[first]]
+    rows = np.where(parent[:, None] >= 0, W_dec2[parent][:, latents], np.eye(len(latents))[first])
+    features.trees["groups"] = Dendrogram.average(cosine_distances(rows), groups["decoder"])
+    features.partitions.update({f"groups_{by}": labels for by, labels in groups.items()})
+    return features
+
+
+def living(acts: csr_array, min_active: int) -> Int[ndarray, " living"]:
+    """The latents that are active on at least `min_active` tokens."""
+    return np.flatnonzero(
+        np.bincount(acts.indices[acts.data > 0], minlength=acts.shape[1])  # pyright: ignore[reportOptionalSubscript]
+        >= min_active
+    )
+
+
+def parent_groups(parents: Int[ndarray, " latent"]) -> Int[ndarray, " latent"]:
+    """Labels from 0 of latents by their parent; one without a parent (-1) shares it with none."""
+    distinct = np.where(parents >= 0, parents, parents.max(initial=0) + 1 + np.arange(len(parents)))
+    return np.unique(distinct, return_inverse=True)[1]
+
+
+def largest_groups(labels: Int[ndarray, " latent"], n: int) -> Int[ndarray, " latent"]:
+    """The rank from 0 of each latent's group among the `n` largest; -1 for a latent of another group."""
+    sizes = np.bincount(labels)
+    rank = np.full(len(sizes), -1)
+    largest = np.argsort(-sizes, kind="stable")[:n]
+    rank[largest] = np.arange(len(largest))
+    return rank[labels]
+
+
+def embed(directions: Float[ndarray, "latent d"], seed: int) -> Float[ndarray, "latent 2"]:
+    """Directions in the plane by t-SNE of their cosine distances (van der Maaten & Hinton 2008, JMLR 9)."""
+    perplexity = min(30, (len(directions) - 1) / 3)
+    tsne = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed)
+    # Threads add up their shares in whatever order they finish.
+    with threadpool_limits(1):
+        return tsne.fit_transform(directions)
+
+
+def headline(
+    groups: Int[ndarray, " latent"], acts: csr_array, text: Text, config: FeatureClusteringConfig
+) -> dict[str, float | None]:
+    """AMI of groups of latents with the character taxonomy, at each of LABELLINGS; of the living, selective latents.
+
+    `groups` are those of all latents, -1 for one that is in none: the parents that `Graph.parents("decoder")` gives, of
+    whatever model. `acts` (token, latent) are the activations on the tokens of `text`.
+    """
+    latents = living(acts, config.min_active)
+    labels = parent_groups(groups[latents])
+    classes = latent_classes(acts[:, latents], text, "information", config.min_share)
+    return {name: number(ami(labels, classes[name])) for name in LABELLINGS}

@@ -1,0 +1,75 @@
+"""What class of characters a latent stands for: the character taxonomy as labels of latents."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+from scipy.sparse import csr_array
+
+from hsae.config import check
+from hsae.labels import taxonomy
+
+LEVELS = ["kind", "sort", "case", "character"]
+LABELLINGS = [f"{position}_{level}" for position in ("current", "next") for level in LEVELS]
+NO_CLASS = -1
+
+
+@dataclass(frozen=True)
+class Text:
+    """The tokens that activations belong to, and what follows each of them, as indices into the alphabet."""
+
+    current: Int[ndarray, " token"]
+    following: Int[ndarray, " token"]
+    alphabet: str
+
+    def classes(self, level: str) -> tuple[list[str], Int[ndarray, " character"]]:
+        """Names of the classes of a level of the taxonomy, sorted, and the class of each character of the alphabet."""
+        names, class_of = np.unique(taxonomy(self.alphabet)[level], return_inverse=True)
+        return names.tolist(), class_of
+
+
+def latent_classes(acts: csr_array, text: Text, by: str, min_share: float) -> dict[str, Int[ndarray, " latent"]]:
+    """For each of LABELLINGS, the class of every latent, or -1: the class holds too little of the latent's activation.
+
+    `acts` (token, latent). s(c) is the share of a latent's activation, summed over all tokens, that falls on tokens of
+    class c (or followed by one), and p(c) is the class's share of all tokens. A latent gets the class of the largest
+
+    - s(c) log(s(c) / p(c)), by `information`: the class that adds most to the divergence of s from p, which is what the
+      latent's activity tells of the character. The greatest lift s / p alone would choose the rarest character that a
+      latent ever met.
+    - s(c), by `share`: it prefers classes that are frequent anyway
+
+    if s(c) of that class is at least `min_share`; with 0 every latent that is active at all has a class. Raises
+    ValueError for another `by`.
+    """
+    check("by", by, "information or share", by in ("information", "share"))
+    labels = {}
+    for position, characters in (("current", text.current), ("next", text.following)):
+        mass = _mass(acts, characters, len(text.alphabet))
+        frequency = np.bincount(characters, minlength=len(text.alphabet)) / len(characters)
+        for level in LEVELS:
+            names, class_of = text.classes(level)
+            members = np.eye(len(names))[class_of]
+            labels[f"{position}_{level}"] = _strongest(mass @ members, frequency @ members, by, min_share)
+    return labels
+
+
+def _mass(acts: csr_array, characters: Int[ndarray, " token"], n_characters: int) -> Float[ndarray, "latent character"]:
+    """Every latent's activation, summed over the tokens of each character."""
+    n_tokens = len(characters)
+    shape = n_tokens, n_characters
+    one_hot = csr_array((np.ones(n_tokens), (np.arange(n_tokens), characters)), shape=shape)
+    return (acts.T @ one_hot).toarray().astype(float)
+
+
+def _strongest(
+    mass: Float[ndarray, "latent class"], p: Float[ndarray, " class"], by: str, min_share: float
+) -> Int[ndarray, " latent"]:
+    total = mass.sum(1, keepdims=True)
+    share = np.divide(mass, total, out=np.zeros_like(mass), where=total > 0)
+    # Where a share is 0 so is its term; where it is not, its class occurs.
+    lift = np.divide(share, p, out=np.ones_like(share), where=share > 0)
+    best = (share * np.log(lift) if by == "information" else share).argmax(1)
+    selective = (share[np.arange(len(share)), best] >= min_share) & (total[:, 0] > 0)
+    return np.where(selective, best, NO_CLASS)

@@ -1,0 +1,50 @@
+"""Level-1 latents and a flat SAE's, clustered in several ways -> metrics/feature_clustering.json and three figures."""
+
+from pathlib import Path
+
+from hsae import clustering_plots, graph, hierarchical, run, variants
+from hsae.coactivation import sparse_acts
+from hsae.feature_analysis import agreement_frame, analyse, differences, latent_frame
+from hsae.feature_clustering import FeatureClusteringConfig, flat_features, hsae_features
+from hsae.files import read_json, read_tensors, write_figure, write_json
+from hsae.latent_classes import Text
+from stages.files import read_store
+
+
+def main() -> None:
+    """Run the stage."""
+    with run.stage("feature_clustering") as stage:
+        device = stage.device()
+        config = stage.params(FeatureClusteringConfig, "feature_clustering")
+        model = hierarchical.load(*read_tensors(stage.input("models/phase3.safetensors"))).to(device)
+        topk = variants.load(*read_tensors(stage.input("models/flat_baseline/topk.safetensors"))).to(device)
+        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
+        test = read_store(stage, "test", device)
+        offsets = test.activations.offsets[: config.n_tokens].numpy()
+        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        text = Text(tokens[offsets].astype(int), tokens[offsets + 1].astype(int), alphabet)
+        batches = test.x(slice(0, config.n_tokens)).split(4096)
+        measured = graph.measure(model, batches)
+        parents = {by: measured.parents(by).numpy() for by in ("decoder", "coactivation")}
+        W_dec1, W_dec2, W_flat = (sae.W_dec.detach().cpu().numpy() for sae in (model.level1, model.level2, topk))
+        hsae = hsae_features(sparse_acts(model.level1.encode, batches), W_dec1, W_dec2, parents, config)
+        n_groups = int(hsae.partitions["groups_decoder"].max()) + 1
+        flat = flat_features(sparse_acts(topk.encode, batches), W_flat, n_groups, config)
+        analyses = {"hsae": analyse(hsae, text, config), "flat": analyse(flat, text, config)}
+        result = {"n_tokens": len(offsets), **analyses, "differences": differences(hsae, flat, text, config)}
+        write_json(Path("metrics/feature_clustering.json"), result)
+        latents = latent_frame(hsae, text, config)
+        shown = latents.query("group != 'other'").drop(columns=["x", "y"])
+        figures = {
+            "clustermap": clustering_plots.clustermap(hsae.phi[shown.index][:, shown.index], shown),
+            "embedding": clustering_plots.embedding(latents),
+            "agreement": clustering_plots.agreement(
+                agreement_frame({"HSAE": analyses["hsae"], "flat SAE": analyses["flat"]})
+            ),
+        }
+        for name, figure in figures.items():
+            write_figure(Path(f"plots/{name}.png"), figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hsae.feature_analysis import agreement_frame, analyse, differences, latent_frame
+from hsae.feature_clustering import Features, flat_features, headline, hsae_features
+from hsae.files import read_json, write_json
+from hsae.latent_classes import LABELLINGS
+from tests.test_feature_clustering import CONFIG, N_LATENTS, decoders, planted
+
+
+@pytest.fixture(scope="module")
+def hsae() -> Features:
+    acts, _, groups = planted()
+    parents = {"decoder": groups, "coactivation": np.random.default_rng(0).permutation(groups)}
+    return hsae_features(acts, *decoders(), parents, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def flat() -> Features:
+    acts, _, _ = planted()
+    return flat_features(acts, decoders()[0], 6, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def analysis(hsae: Features) -> dict[str, Any]:
+    return analyse(hsae, planted()[1], CONFIG)
+
+
+def leaves(record: object) -> list[object]:
+    return [leaf for value in record.values() for leaf in leaves(value)] if isinstance(record, dict) else [record]
+
+
+def test_an_analysis_can_be_written_and_repeats(analysis: dict[str, Any], hsae: Features, tmp_path: Path):
+    write_json(tmp_path / "analysis.json", analysis)
+    assert read_json(tmp_path / "analysis.json") == analysis == analyse(hsae, planted()[1], CONFIG)
+
+
+def test_it_says_how_many_latents_count(analysis: dict[str, Any]):
+    assert analysis["latents"]["living"] == analysis["latents"]["current_character"] == N_LATENTS - 2
+    assert analysis["latents"]["next_character"] == 0
+    assert analysis["partitions"]["groups_decoder"]["clusters"] == 6
+    assert analysis["partitions"]["groups_decoder"]["largest"] == 7
+
+
+def test_planted_groups_agree_with_characters_and_co_activation_and_shuffled_ones_with_nothing(
+    analysis: dict[str, Any],
+):
+    ami = {name: rows["current_character"]["ami"] for name, rows in analysis["taxonomy"].items()}
+    for name in ("groups_decoder", "communities", "coactivation_clusters"):
+        assert ami[name]["value"] == pytest.approx(1)
+        assert ami[name]["permuted"]["mean"] < 0.2
+    for name in ("groups_coactivation", "decoder_clusters"):
+        assert ami[name]["value"] < ami[name]["permuted"]["mean"] + 4 * ami[name]["permuted"]["sd"]
+    assert analysis["between"]["communities_with_groups_decoder"]["ami"]["value"] == pytest.approx(1)
+    assert len(analysis["between"]) == 10
+
+
+def test_indices_stand_beside_the_nulls_that_they_need(analysis: dict[str, Any]):
+    communities = analysis["partitions"]["communities"]["modularity"]
+    assert communities["value"] > communities["independent"]["mean"] + 3 * communities["independent"]["sd"]
+    # What Louvain finds where nothing is to be found is far above 0; shuffled labels would not show it.
+    assert communities["independent"]["mean"] > 0.1 > communities["shuffled"]["mean"]
+    directions = analysis["partitions"]["decoder_clusters"]["silhouette"]
+    null = directions["random_directions"]
+    assert abs(directions["value"] - null["mean"]) < 5 * null["sd"], "the directions are random"
+    assert directions["value"] > directions["shuffled"]["mean"] + 3 * directions["shuffled"]["sd"]
+    assert set(analysis["cophenetic"]["decoder"]) == {"value", "random_directions", "shuffled"}
+    assert set(analysis["cophenetic"]["coactivation"]) == {"value", "independent", "shuffled"}
+    assert set(analysis["cophenetic"]["groups"]) == {"value", "shuffled"}
+
+
+def test_the_trees_of_co_activation_and_of_groups_are_pure(analysis: dict[str, Any]):
+    for tree in ("coactivation", "groups"):
+        purity = analysis["purity"][tree]["current_character"]
+        assert purity["value"] == pytest.approx(1)
+        assert purity["permuted"]["mean"] < 0.6
+    decoder = analysis["purity"]["decoder"]["current_character"]
+    assert abs(decoder["value"] - decoder["permuted"]["mean"]) < 5 * decoder["permuted"]["sd"]
+
+
+def test_what_is_undefined_is_none(analysis: dict[str, Any]):
+    assert analysis["taxonomy"]["groups_decoder"]["next_character"]["ami"]["value"] is None
+    assert analysis["purity"]["groups"]["next_character"]["value"] is None
+
+
+def test_the_headline_is_the_analysis_number(analysis: dict[str, Any]):
+    acts, text, groups = planted()
+    rows = analysis["taxonomy"]["groups_decoder"]
+    assert headline(groups, acts, text, CONFIG) == {name: rows[name]["ami"]["value"] for name in LABELLINGS}
+
+
+def test_differences_are_of_the_two_amis_with_an_interval_around(hsae: Features, flat: Features):
+    text = planted()[1]
+    found = differences(hsae, flat, text, CONFIG)
+    assert found == differences(hsae, flat, text, CONFIG)
+    assert list(found) == ["decoder_clusters", "coactivation_clusters"]
+    for definitions in found.values():
+        assert list(definitions) == ["main", "by_share", "all_latents", "cut_at_classes"]
+        for labellings in definitions.values():
+            assert list(labellings) == LABELLINGS
+    geometric = found["decoder_clusters"]["main"]["current_character"]
+    own, other, difference, low, high = (
+        float(geometric[name] or 0) for name in ("level2", "flat", "difference", "low", "high")
+    )
+    assert own == pytest.approx(1)
+    assert difference == pytest.approx(own - other)
+    assert 0.5 < low < difference < high
+    assert difference - low == pytest.approx(high - difference)
+    functional = found["coactivation_clusters"]["main"]["current_character"]
+    assert functional["difference"] == pytest.approx(0), "both find the characters"
+    assert set(leaves(found["decoder_clusters"]["main"]["next_character"])) == {None}
+
+
+def test_the_trees_are_cut_at_as_many_clusters_as_there_are_classes(hsae: Features, flat: Features):
+    # Three kinds: the six groups are merged to three clusters, of which the AMI cannot see more.
+    found = differences(hsae, flat, planted()[1], CONFIG)["coactivation_clusters"]
+    assert found["cut_at_classes"]["current_kind"] != found["main"]["current_kind"]
+    # Six characters: nothing is merged.
+    at_characters = found["cut_at_classes"]["current_character"]
+    assert at_characters["level2"] == pytest.approx(1)
+
+
+def test_the_frame_of_agreement_has_every_number_once_each_way(analysis: dict[str, Any]):
+    frame = agreement_frame({"HSAE": analysis})
+    assert len(frame) == 5 * len(LABELLINGS) + 2 * 10
+    assert not frame.duplicated(["dictionary", "partition", "other"]).any()
+    ami = {(row["partition"], row["other"]): row["ami"] for row in frame.to_dict("records")}
+    assert ami["communities", "groups_decoder"] == ami["groups_decoder", "communities"] == pytest.approx(1)
+    assert ami["groups_decoder", "current_character"] == pytest.approx(1)
+
+
+def test_the_frame_of_latents_names_groups_and_classes(hsae: Features):
+    frame = latent_frame(hsae, planted()[1], CONFIG)
+    assert list(frame) == ["x", "y", "group", "community", "current", "next"]
+    assert frame["group"].value_counts().to_dict() == {
+        "1 (7 latents)": 7, "2 (7 latents)": 7, "3 (6 latents)": 6, "other": 18
+    }  # fmt: skip
+    # Groups 0 and 1, which have seven latents, answer line breaks and blanks.
+    assert frame.query("group == '1 (7 latents)'")["current"].unique().tolist() == ["line break"]
+    assert frame.query("group == '2 (7 latents)'")["current"].unique().tolist() == ["blank"]
+    assert "no class" in set(frame["next"])
