@@ -28,7 +28,8 @@ def analyse(features: Features, text: Text, config: FeatureClusteringConfig) -> 
     - partitions: number of clusters and latents of the largest; silhouette (cosine) and Davies-Bouldin in decoder
       space, modularity in the co-activation graph. Nulls: labels `shuffled` over the latents; what the same method
       finds among `random_directions`, or among latents that are `independent`
-    - cophenetic: correlation of each tree with its distances. Nulls: as above; `shuffled` deals the distances anew
+    - cophenetic: correlation of each tree with its distances. Nulls: as above; of the groups' tree, whose distances
+      have no such model, the same distances `shuffled` over the pairs
     - between: agreement of every two partitions. decoder_clusters with communities is geometry against function
     - taxonomy: agreement of every partition with each of LABELLINGS, latents without a class left out
     - purity: dendrogram purity of each tree with each of LABELLINGS; its null permutes the classes
@@ -165,8 +166,9 @@ def _chance(features: Features, config: FeatureClusteringConfig, rng: np.random.
         note("decoder_clusters", "silhouette", "random_directions", silhouette(tree.distances, labels))
         note("decoder_clusters", "davies_bouldin", "random_directions", davies_bouldin(directions, labels))
         note("decoder", "cophenetic", "random_directions", tree.cophenetic_correlation())
-        for name, real in features.trees.items():
-            note(name, "cophenetic", "shuffled", real.shuffled(rng).cophenetic_correlation())
+        if "groups" in features.trees:
+            shuffled = features.trees["groups"].shuffled(rng)
+            note("groups", "cophenetic", "shuffled", shuffled.cophenetic_correlation())
     for phi in coactivation.independent(features.active, config.n_null, rng):
         graph = coactivation.neighbour_graph(phi, config.n_neighbors)
         tree = Dendrogram.average(similarity_distances(phi))
