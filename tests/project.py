@@ -22,6 +22,7 @@ TINY = {
     "phase2": {"epochs": 2, "batch_size": 512},
     "phase3": {"epochs": 1, "batch_size": 512},
     "clustering_baseline": {"fit_tokens": 2048, "max_iter": 5},
+    "absorption": {"fit_tokens": 1024, "score_tokens": 2048, "min_tokens": 10},
     "report": {"n_parents": 2, "n_snippets": 2},
 }  # fmt: skip
 
