@@ -2,8 +2,10 @@
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hsae import plots  # noqa: F401 (sets the theme)
 
@@ -42,3 +44,27 @@ def _dots(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_yticks(y, rows.index, fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first method on top
     axes.set_xlim(-0.04, 1.04)
+
+
+def stability(pairs: pd.DataFrame, latents: pd.DataFrame) -> Figure:
+    """Left: the PW-MCC of every pair of seeds, a row per dictionary, with its null; right: how many latents recur.
+
+    Columns of `pairs`: dictionary, mcc, null; of `latents`: dictionary, recurrence (number of other seeds in which a
+    latent of the first seed is found again).
+    """
+    names = pairs["dictionary"].unique()
+    figure = Figure(figsize=(12, 1.6 + 0.34 * max(len(names), 8)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    kinds = {"mcc": "pair of seeds", "null": "random directions, same second moments"}
+    tidy = pairs.rename(columns=kinds).melt("dictionary", [*kinds.values()], "kind", "cosine")
+    sns.stripplot(tidy, x="cosine", y="dictionary", hue="kind", size=5, alpha=0.5, jitter=False, ax=left)
+    left.set(xlim=(0, 1), xlabel="mean cosine of matched decoder directions (PW-MCC)", ylabel="")
+    sns.move_legend(left, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None, frameon=False)
+    sns.histplot(
+        latents, x="recurrence", hue="dictionary", stat="proportion", common_norm=False, discrete=True,
+        multiple="dodge", shrink=0.8, ax=right,
+    )  # fmt: skip
+    right.set(xlabel="other seeds with a match (cosine ≥ .7)", ylabel="share of the first seed's latents")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    sns.move_legend(right, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None, frameon=False)
+    return figure

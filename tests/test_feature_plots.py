@@ -37,3 +37,19 @@ def test_absorption_has_a_panel_per_measure_and_concept_and_a_row_per_method_in_
 
 def test_absorption_without_any_concept_is_an_empty_picture():
     assert not feature_plots.absorption(absorption_rows().head(0)).axes[0].has_data()
+
+
+def test_stability_shows_every_pair_with_its_null_and_the_share_of_latents_by_recurrence():
+    pairs = pd.DataFrame({"dictionary": ["a", "a", "b"], "mcc": [0.8, 0.7, 0.5], "null": [0.3, 0.2, 0.4]})
+    latents = pd.DataFrame({"dictionary": ["b"] * 4, "recurrence": [0, 2, 2, 1]})
+    left, right = feature_plots.stability(pairs, latents).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b"]
+    values = [x for dots in left.collections for x, _ in np.asarray(dots.get_offsets())]
+    assert sorted(values) == [0.2, 0.3, 0.4, 0.5, 0.7, 0.8]
+    assert [patch.get_height() for patch in right.patches] == [0.25, 0.25, 0.5]  # pyright: ignore
+    legend = left.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "pair of seeds",
+        "random directions, same second moments",
+    ]
