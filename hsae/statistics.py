@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 from hsae.config import check
 
 N_RESAMPLES = 9_999
+N_CLUSTER_RESAMPLES = 2_000  # percentiles of hundreds of clusters need no more
 ROUNDING = 1e-12  # relative: smaller differences than this are rounding errors
 
 
@@ -47,6 +48,15 @@ def bootstrap_interval(
         (differences,), np.mean, method="percentile", confidence_level=expanded, n_resamples=N_RESAMPLES, rng=seed
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def cluster_weights(n_clusters: int, seed: int) -> Int[np.ndarray, "resample cluster"]:
+    """How often each cluster is drawn when as many as there are are drawn with replacement, time after time.
+
+    For a bootstrap of what is not independent within clusters: sums over clusters, weighted by a row, are resampled.
+    """
+    equal = np.full(n_clusters, 1 / n_clusters)
+    return np.random.default_rng(seed).multinomial(n_clusters, equal, size=N_CLUSTER_RESAMPLES)
 
 
 def paired_comparison(frame: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hsae import experiments, plots, presets
+from hsae import experiments, plots, presets, seed_models
 from hsae.clustering import L0_LEVEL
 from hsae.config import check, flatten
 from hsae.experiments import read_recipe
@@ -118,9 +118,10 @@ class Frontier(Sweep):
 
 @dataclass
 class Comparison(Sweep):
-    """One condition, in which each method is compared with the method `reference`, seed by seed."""
+    """One condition: methods against the method `reference`, seed by seed; features of `models` over the seeds."""
 
     reference: str
+    models: dict[str, str]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -312,6 +313,8 @@ def main(arguments: list[str] | None = None) -> None:
         }
         if results:
             collect(options.sweep, sweep, results, missing)
+        if isinstance(sweep, Comparison) and len(results) > 1:
+            seed_models.collect({seed: done[names[condition, seed]] for condition, seed in results}, sweep.models)
     except (ValueError, OSError) as error:
         sys.exit(f"error: sweep: {error}")
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hsae.statistics import at_matched_l0, bootstrap_interval, holm, paired_comparison
+from hsae.statistics import at_matched_l0, bootstrap_interval, cluster_weights, holm, paired_comparison
 
 COLUMNS = ["condition", "metric", "n", "mean", "reference_mean", "difference", "low", "high", "p", "p_holm"]
 
@@ -205,3 +205,13 @@ def test_points_at_the_same_l0_count_as_their_mean():
 def test_a_frontier_that_is_none_is_refused(frame: pd.DataFrame, l0: float, message: str):
     with pytest.raises(ValueError, match=message):
         at_matched_l0(frame, l0, "fvu")
+
+
+def test_clusters_are_drawn_as_often_as_there_are_clusters_each_as_likely_as_another():
+    weights = cluster_weights(5, seed=0)
+    assert (weights.sum(1) == 5).all()
+    # 5 draws of 1 in 5: binomial, mean 1 and variance .8.
+    np.testing.assert_allclose(weights.mean(0), 1, atol=0.06)
+    np.testing.assert_allclose(weights.var(0), 0.8, atol=0.08)
+    np.testing.assert_array_equal(weights, cluster_weights(5, seed=0))
+    assert (weights != cluster_weights(5, seed=1)).any()

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from hsae import experiments, presets, sweep
+from hsae import experiments, presets, seed_models, sweep
 from hsae.config import flatten
 from hsae.experiments import Recipe
 from hsae.losses import Coefficients
@@ -358,8 +358,20 @@ def comparison_sweep(**changes: Any) -> Comparison:
         "conditions": {"default": {}},
         "headline": {"level1.fvu": "level 1: FVU", "level2.fvu": "level 2: FVU", "hierarchy.p": "P"},
         "reference": "HSAE",
+        "models": {"HSAE": "models/phase3.safetensors"},
     }
     return Comparison(**{**values, **changes})
+
+
+def test_the_models_of_the_comparison_are_outputs_of_the_pipeline():
+    committed = load("comparison")
+    assert isinstance(committed, Comparison)
+    pipeline: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "dvc.yaml"), resolve=False)
+    flat = pipeline["vars"][0]["flat"]
+    assert {*committed.models.values()} <= {
+        "models/phase3.safetensors",
+        *(f"models/flat_baseline/{name}.safetensors" for name in flat),
+    }
 
 
 def test_a_comparison_has_one_condition():
@@ -460,3 +472,19 @@ def test_a_refusal_is_one_line(fake: FakeProject, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(experiments, "run", refuse)
     with pytest.raises(SystemExit, match=r"^error: sweep: `jobs` must be above 0; not 0.$"):
         main(["ablations"])
+
+
+def test_after_a_comparison_the_models_of_its_finished_seeds_are_compared(
+    fake: FakeProject, monkeypatch: pytest.MonkeyPatch
+):
+    compared: list[Any] = []
+    monkeypatch.setattr(sweep, "load", lambda _: comparison_sweep(seeds=[4, 5, 6], metrics=["metrics/evaluate.json"]))
+    monkeypatch.setattr(sweep, "collect", lambda *_: None)
+    monkeypatch.setattr(sweep, "read_committed", lambda *_: {})
+    monkeypatch.setattr(seed_models, "collect", lambda *arguments: compared.append(arguments))
+    fake.done = {"comparison-default-4": "a"}
+    main(["comparison", "--collect"])
+    assert compared == [], "one seed has nothing to be compared with"
+    fake.done["comparison-default-6"] = "b"
+    main(["comparison", "--collect"])
+    assert compared == [({4: "a", 6: "b"}, {"HSAE": "models/phase3.safetensors"})]

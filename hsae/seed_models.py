@@ -1,0 +1,60 @@
+"""The stability over seeds of what a sweep has trained: models of finished experiments, read from DVC's cache."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from dvc.api import DVCFileSystem
+from torch import Tensor
+
+from hsae import feature_plots
+from hsae.files import write_csv, write_figure, write_json
+from hsae.stability import Directions, stability, summarize
+
+IDLE_TOKENS = 100_000  # a latent that was silent on so many of the last training tokens is dead
+
+
+def read_models(commit: str, paths: dict[str, str]) -> dict[str, Directions]:
+    """Dictionary -> its directions in the models that a commit has at `paths` (name of a dictionary -> path).
+
+    Nothing is checked out. The file of an HSAE holds three: level 1; level 2 by its directions in the space of x; and
+    level 2 by its weights on level-1 latents. Raises OSError for a file that is in no cache or remote storage.
+    """
+    system = DVCFileSystem(rev=commit)
+    found: dict[str, Directions] = {}
+    for name, path in paths.items():
+        content: Any = system.read_bytes(path)
+        found |= directions(name, safetensors.torch.load(content))
+    return found
+
+
+def directions(name: str, tensors: dict[str, Tensor]) -> dict[str, Directions]:
+    """Directions of the living latents of a flat autoencoder, called `name`, or of an HSAE's levels."""
+    if "W_dec" in tensors:
+        return {name: Directions(_living(tensors, ""))}
+    level1, level2 = _living(tensors, "level1."), _living(tensors, "level2.")
+    all_of_level1 = tensors["level1.W_dec"].double().numpy()
+    return {
+        f"{name} level 1": Directions(level1),
+        f"{name} level 2": Directions(level2 @ all_of_level1),
+        f"{name} level 2 in h1": Directions(level2, basis=all_of_level1),
+    }
+
+
+def collect(commits: dict[int, str], paths: dict[str, str]) -> None:
+    """Write the stability of the models of some commits (seed -> commit) to metrics/ and plots/."""
+    models: dict[str, dict[int, Directions]] = {}
+    for seed, commit in commits.items():
+        for name, found in read_models(commit, paths).items():
+            models.setdefault(name, {})[seed] = found
+    pairs, latents = stability(models, seed=0)
+    write_csv(Path("metrics/stability.csv"), pairs)
+    write_json(Path("metrics/stability.json"), summarize(pairs, latents))
+    level2 = latents.query("dictionary.str.contains('level 2')")
+    write_figure(Path("plots/stability.png"), feature_plots.stability(pairs, level2))
+
+
+def _living(tensors: dict[str, Tensor], prefix: str) -> np.ndarray:
+    rows = tensors[f"{prefix}W_dec"][tensors[f"{prefix}idle_tokens"] < IDLE_TOKENS]
+    return rows.double().numpy()

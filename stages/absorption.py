@@ -1,0 +1,42 @@
+"""All dictionaries, and concepts that are known of every token -> feature splitting and absorption, and a picture."""
+
+import argparse
+from pathlib import Path
+
+from hsae import absorption, clustering, feature_plots, hierarchical, labels, run, variants
+from hsae.absorption import AbsorptionConfig, Method
+from hsae.files import read_json, read_tensors, write_figure, write_json
+from stages.files import read_store
+
+
+def main(flat: list[str]) -> None:
+    """Run the stage."""
+    with run.stage("absorption") as stage:
+        device = stage.device()
+        config = stage.params(AbsorptionConfig, "absorption")
+        hsae = hierarchical.load(*read_tensors(stage.input("models/phase3.safetensors"))).to(device)
+        level1, level2 = hsae.level1, hsae.level2
+        methods = {
+            "HSAE level1": Method(level1.encode, level1.W_dec),
+            "HSAE level2": Method(lambda x: level2.encode(level1.encode(x)), level2.W_dec @ level1.W_dec),
+        }
+        for name in flat:
+            model = variants.load(*read_tensors(stage.input(f"models/flat_baseline/{name}.safetensors"))).to(device)
+            methods[name] = Method(model.encode, model.W_dec)
+        tensors, _ = read_tensors(stage.input("models/clustering_baseline/kmeans.safetensors"))
+        kmeans = clustering.load("kmeans", tensors, (1, 1), device)
+        assert isinstance(kmeans, clustering.Clusters)
+        methods["kmeans"] = Method(lambda x: kmeans.reconstruct(x)[0], kmeans.centers)
+        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
+        concepts = labels.concepts(tokens, read_json(stage.input("data/tokenizer.json"))["alphabet"])
+        fit = absorption.labelled(read_store(stage, "val", device), concepts, config.fit_tokens)
+        score = absorption.labelled(read_store(stage, "test", device), concepts, config.score_tokens)
+        result = absorption.measure(methods, fit, score, config)
+        write_json(Path("metrics/absorption.json"), result)
+        write_figure(Path("plots/absorption.png"), feature_plots.absorption(absorption.tidy(result)))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--flat", nargs="*", default=[])
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hsae import seed_models
+from hsae.hierarchical import HierarchicalSAE
+from hsae.sae import SAE
+from hsae.seed_models import directions, read_models
+from hsae.variants import TopKSAE
+from tests.project import Project
+
+PATHS = {"HSAE": "models/hsae.safetensors", "topk": "models/topk.safetensors"}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A repository whose pipeline trains nothing: it copies models that tests put beside it."""
+    made = Project(tmp_path / "project", tmp_path / "cache")
+    made.path.mkdir()
+    for name, value in made.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(made.path)
+    for name in ("hsae", "topk"):
+        command = ["--name", name, "--deps", "seed", "--outs", f"models/{name}.safetensors"]
+        if name == "hsae":
+            made.run("git", "init", "--quiet")
+            made.run("dvc", "init", "--quiet")
+            Path("seed").write_text("0")
+        made.run(
+            "dvc",
+            "stage",
+            "add",
+            "--quiet",
+            *command,
+            f"mkdir -p models; cp ../{name}.$(cat seed) models/{name}.safetensors",
+        )
+    return made
+
+
+def hsae(seed: int) -> HierarchicalSAE:
+    torch.manual_seed(seed)
+    model = HierarchicalSAE(SAE(4, 6), SAE(6, 3, nonnegative=True))
+    model.level2.idle_tokens[1] = seed_models.IDLE_TOKENS
+    return model
+
+
+def topk(seed: int) -> SAE:
+    torch.manual_seed(10 + seed)
+    return TopKSAE(4, 5, k=2)
+
+
+def train(project: Project, seed: int) -> str:
+    """Have DVC make the models of a seed, and return the commit."""
+    save_file(hsae(seed).state_dict(), project.path.parent / f"hsae.{seed}")
+    save_file(topk(seed).state_dict(), project.path.parent / f"topk.{seed}")
+    Path("seed").write_text(str(seed))
+    project.run("dvc", "repro", "--quiet")
+    project.commit()
+    return project.run("git", "rev-parse", "HEAD").strip()
+
+
+def test_models_of_commits_are_read_from_the_cache_and_their_seeds_compared(project: Project):
+    commits = {seed: train(project, seed) for seed in (0, 1, 2)}
+    present = project.digests("models")
+    for seed, commit in commits.items():
+        found = read_models(commit, PATHS)
+        assert [*found] == ["HSAE level 1", "HSAE level 2", "HSAE level 2 in h1", "topk"]
+        np.testing.assert_array_equal(found["topk"].rows, topk(seed).W_dec.detach().double())
+    assert project.digests("models") == present
+    seed_models.collect(commits, PATHS)
+    summary = json.loads(Path("metrics/stability.json").read_text())
+    assert [*summary] == ["HSAE level 1", "HSAE level 2", "HSAE level 2 in h1", "topk"]
+    assert summary["topk"]["n_seeds"] == 3
+    table = pd.read_csv("metrics/stability.csv")
+    assert len(table) == 4 * 3
+    assert max(table["mcc"].tolist()) < 0.999, "each commit has its own models"
+    assert Path("plots/stability.png").stat().st_size > 1000
+    for file in Path(".dvc/cache").rglob("*"):
+        if file.is_file():
+            file.unlink()
+    with pytest.raises(OSError, match="topk"):
+        read_models(commits[0], {"topk": PATHS["topk"]})
+
+
+def test_level_2_is_read_through_both_decoders_without_its_dead_latents():
+    model = hsae(0)
+    found = directions("HSAE", model.state_dict())
+    W1, W2 = (level.W_dec.detach().double().numpy() for level in (model.level1, model.level2))
+    np.testing.assert_array_equal(found["HSAE level 1"].rows, W1)
+    np.testing.assert_allclose(found["HSAE level 2"].rows, W2[[0, 2]] @ W1)
+    np.testing.assert_array_equal(found["HSAE level 2 in h1"].rows, W2[[0, 2]])
+    np.testing.assert_array_equal(found["HSAE level 2 in h1"].basis, W1)  # pyright: ignore[reportArgumentType]
