@@ -22,6 +22,10 @@ TINY = {
     "phase2": {"epochs": 2, "batch_size": 512},
     "phase3": {"epochs": 1, "batch_size": 512},
     "clustering_baseline": {"fit_tokens": 2048, "max_iter": 5},
+    "mutual_information": {
+        "bins": 2, "screening_shifts": 2, "shifts": 20, "candidates": 2, "children": [1, 2],
+        "probe": {"epochs": 2, "batch_size": 512, "resamples": 50},
+    },
     "report": {"n_parents": 2, "n_snippets": 2},
 }  # fmt: skip
 

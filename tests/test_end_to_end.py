@@ -28,7 +28,7 @@ METRICS = {
 RIVALS = {
     level: {f"flat_baseline@{name}" for name in names} for level, names in (("level1", LEVEL1), ("level2", LEVEL2))
 }
-AFTER_BETA2 = {"phase2", "phase3", "evaluate_hsae", "evaluate", "report"}
+AFTER_BETA2 = {"phase2", "phase3", "evaluate_hsae", "evaluate", "mutual_information", "report"}
 ALL_STAGES = (
     {"prepare_data", "train_transformer", "extract_activations", "phase1", *AFTER_BETA2}
     | RIVALS["level1"]
