@@ -50,7 +50,7 @@ def shift_test(
     of shifts, the pair's own null and no shift itself, that reach the observed value. Where only no shift does, that
     share could not fall below 1 / (shifts + 1), too coarse for thousands of pairs: p is then the upper tail of a gamma
     distribution with the moments of the null, if that is smaller. The null of independent tokens is chi squared over
-    2N, a gamma distribution (Goebel et al. 2005, ICASSP); autocorrelation widens it. q is p adjusted for all of the
+    2N, a gamma distribution (Goebel et al. 2005, ICC); autocorrelation widens it. q is p adjusted for all of the
     pairs (Benjamini & Hochberg 1995), so that they must have been chosen on other tokens. Where nothing varies, p is 1.
     """
     values = np.zeros((len(pairs), 1 + len(shifts)))
