@@ -48,9 +48,22 @@ def mutual_information(x: Int8[ndarray, "token x"], y: Int8[ndarray, "token y"])
         joint[:, :, 1:, 0] = counts_x[:, None, 1:] - joint[:, :, 1:, 1:].sum(3)
         joint[:, :, 0, :] = counts_y[None] - joint[:, :, 1:, :].sum(2)
         information[start : start + step] = (
-            _entropy(counts_x, 1)[:, None] + _entropy(counts_y, 1)[None] - _entropy(joint, (2, 3))
+            entropy(counts_x, 1)[:, None] + entropy(counts_y, 1)[None] - entropy(joint, (2, 3))
         )
     return information
+
+
+def entropies(bins: Int8[ndarray, "token latent"]) -> Float[ndarray, " latent"]:
+    """Plug-in entropy, in nats, of every column."""
+    n_bins = int(bins.max(initial=0)) + 1
+    counts = [np.bincount(column, minlength=n_bins) for column in bins.T]
+    return entropy(np.array(counts, float).reshape(-1, n_bins), 1)
+
+
+def entropy(counts: Float[ndarray, "..."], axis: int | tuple[int, ...]) -> Float[ndarray, "..."]:
+    """Entropy, in nats, of the distributions that counts along `axis` make."""
+    total = counts.sum(axis)
+    return np.log(total) - (counts * np.log(np.maximum(counts, 1))).sum(axis) / total
 
 
 def _one_hot(bins: Int8[ndarray, "token latent"], n_bins: int) -> csr_array:
@@ -64,9 +77,3 @@ def _one_hot(bins: Int8[ndarray, "token latent"], n_bins: int) -> csr_array:
 def _with_zero(counts: Float[ndarray, "latent bin"], n_tokens: int) -> Float[ndarray, "latent bin_plus_1"]:
     """The counts with those of bin 0 before them."""
     return np.concatenate([n_tokens - counts.sum(1, keepdims=True), counts], axis=1)
-
-
-def _entropy(counts: Float[ndarray, "..."], axis: int | tuple[int, ...]) -> Float[ndarray, "..."]:
-    """Entropy, in nats, of the distributions that counts along `axis` make."""
-    total = counts.sum(axis)
-    return np.log(total) - (counts * np.log(np.maximum(counts, 1))).sum(axis) / total

@@ -91,12 +91,7 @@ def decoder_heatmap(W_dec: np.ndarray) -> Figure:
     Each entry is shown as its share of the child's column, so that a child with one parent is one bright cell; parents
     are ordered by their number of children, and children without any parent stand at the right.
     """
-    shares = W_dec / np.maximum(W_dec.sum(0, keepdims=True), 1e-8)
-    strongest = np.where(W_dec.sum(0) > 0, shares.argmax(0), -1)
-    sizes = np.bincount(strongest[strongest >= 0], minlength=len(W_dec))
-    parents = np.argsort(-sizes, kind="stable")
-    rank = np.append(np.argsort(parents), len(parents))  # rank[-1]: no parent, last
-    children = np.lexsort((-shares.max(0), rank[strongest]))
+    shares, (parents, children) = _shares(W_dec), hierarchical_order(W_dec)
     figure, axes = _axes(11, 5.5)
     sns.heatmap(
         shares[parents][:, children], ax=axes, cmap="mako", norm=PowerNorm(0.4, 0, 1), rasterized=True,
@@ -106,6 +101,16 @@ def decoder_heatmap(W_dec: np.ndarray) -> Figure:
     axes.set(ylabel=f"{W_dec.shape[0]} level-2 latents, most children first")
     axes.set_title("Level-2 decoder: who is whose child")
     return figure
+
+
+def hierarchical_order(W_dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Parents by their number of children; children by their strongest parent, then by its share, orphans last."""
+    shares = _shares(W_dec)
+    strongest = np.where(W_dec.sum(0) > 0, shares.argmax(0), -1)
+    sizes = np.bincount(strongest[strongest >= 0], minlength=len(W_dec))
+    parents = np.argsort(-sizes, kind="stable")
+    rank = np.append(np.argsort(parents), len(parents))  # rank[-1]: no parent, last
+    return parents, np.lexsort((-shares.max(0), rank[strongest]))
 
 
 def paired_differences(comparisons: pd.DataFrame, reference: str) -> Figure:
@@ -205,6 +210,10 @@ def forest(trees: pd.DataFrame) -> Figure:
     )
     axes.set_axis_off()
     return figure
+
+
+def _shares(W_dec: np.ndarray) -> np.ndarray:
+    return W_dec / np.maximum(W_dec.sum(0, keepdims=True), 1e-8)
 
 
 def _colors(n: int) -> list[tuple[float, float, float]]:

@@ -24,6 +24,10 @@ TINY = {
     "clustering_baseline": {"fit_tokens": 2048, "max_iter": 5},
     "feature_clustering": {"n_tokens": 1024, "min_active": 2, "n_null": 2, "n_resamples": 2, "groups_shown": 2},
     "absorption": {"fit_tokens": 1024, "score_tokens": 2048, "min_tokens": 10},
+    "mutual_information": {
+        "bins": 2, "screening_shifts": 2, "shifts": 20, "candidates": 2, "children": [1, 2],
+        "probe": {"epochs": 2, "batch_size": 512, "resamples": 50},
+    },
     "report": {"n_parents": 2, "n_snippets": 2},
 }  # fmt: skip
 

@@ -1,0 +1,275 @@
+"""What latents tell: level 2 of its children at level 1, and the latents of both levels of what the text is like.
+
+As h2 is a function of h1, their joint information is H(h2) whatever the model; so latents are looked at one by one.
+Pairs are chosen on the first half of the tokens and tested on the second: the choice cannot flatter the test.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int, Int8, Shaped
+from numpy import ndarray
+from scipy import stats
+
+from hsae.config import check, check_positive
+from hsae.information import entropies, quantile_bins
+from hsae.nulls import debiased, draw_shifts, shift_test
+from hsae.probes import ProbeConfig
+
+MOST_CHILDREN = 16  # their on-off patterns are numbered: 2^16
+MOST_CLASSES = 127  # of a label: an encyclopedia has thousands of characters, nearly all of them rare
+
+
+@dataclass
+class InformationConfig:
+    """Section `mutual_information`: the first `tokens` of the test split, `bins` of positive activations.
+
+    `screening_shifts` debias all pairs on the first half of the tokens; `candidates` children of every parent are then
+    tested on the second half, against `shifts`, at a false discovery rate of `fdr`. `children` are the numbers of
+    children that a parent's entropy is conditioned on. `probe` is trained on the validation split.
+    """
+
+    tokens: int
+    bins: int
+    screening_shifts: int
+    shifts: int
+    candidates: int
+    fdr: float
+    children: list[int]
+    seed: int
+    probe: ProbeConfig
+
+    def __post_init__(self) -> None:
+        check_positive(self, ["tokens", "screening_shifts", "candidates"])
+        check("bins", self.bins, "in 1..127", 1 <= self.bins <= 127)
+        check("shifts", self.shifts, "at least 2, to have a variance", self.shifts >= 2)
+        check("fdr", self.fdr, "between 0 and 1", 0 < self.fdr < 1)
+        ok = bool(self.children) and all(1 <= m <= MOST_CHILDREN for m in self.children)
+        check("children", self.children, f"one or more numbers in 1..{MOST_CHILDREN}", ok)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Information between the latents of two levels, and all else that `summarize` needs."""
+
+    information: Float[ndarray, "parent child"]
+    """Debiased, in nats, on the first half of the tokens."""
+    entropy: Float[ndarray, " parent"]
+    """H(h2_j) of the binned parents on the first half."""
+    alive: Int[ndarray, " live_parent"]
+    """Parents that are active in both halves."""
+    alive_children: Int[ndarray, " live_child"]
+    """Children that are active in the first half."""
+    weight: Float[ndarray, "parent child"]
+    """Level-2 decoder."""
+    strongest: Int[ndarray, " child"]
+    """Each child's parent by the decoder: of the largest weight; -1 where the child is not alive or has none."""
+    tested: pd.DataFrame
+    """Columns: parent, child, information, null_mean, null_std, p, q, u, weight, is_child; the second half's."""
+
+    @property
+    def u(self) -> Float[ndarray, "parent child"]:
+        """Share of every parent's entropy that every child tells, I / H(h2_j); 0 for a parent that never varies."""
+        return self.information / np.where(self.entropy > 0, self.entropy, np.inf)[:, None]
+
+
+def examine(
+    h1: Int8[ndarray, "token child"],
+    h2: Int8[ndarray, "token parent"],
+    W_dec: Float[ndarray, "parent child"],
+    margin: int,
+    config: InformationConfig,
+) -> Levels:
+    """Screen and test the binned latents (`information.quantile_bins`) of two levels, in the order of the text.
+
+    Tested are, of every parent, the `candidates` children that share most information with it, and of every child its
+    parent by the decoder, which was trained on other text. q counts all of these and no other pair. u is the share of
+    the parent's entropy that the child tells, I / H(h2_j). No shift is within `margin` tokens of 0.
+    """
+    n = len(h1) // 2
+    first, second = slice(0, n), slice(n, 2 * n)
+    information = debiased(h1[first], h2[first], draw_shifts(n, config.screening_shifts, margin, config.seed)).T
+    active = [(half > 0).any(0) for half in (h1[first], h2[first], h2[second])]
+    strongest = np.where((W_dec.max(0) > 0) & active[0], W_dec.argmax(0), -1)
+    alive = np.flatnonzero(active[1] & active[2])
+    pairs = _pairs(information, strongest, alive, config.candidates).rename(columns={"child": "x", "parent": "y"})
+    shifts = draw_shifts(n, config.shifts, margin, config.seed + 1)
+    tested = shift_test(h1[second], h2[second], pairs, shifts).rename(columns={"x": "child", "y": "parent"})
+    entropy, parent, child = entropies(h2[second]), tested["parent"].to_numpy(), tested["child"].to_numpy()
+    tested = tested.assign(
+        u=tested["information"] / entropy[parent],
+        weight=W_dec[parent, child],
+        is_child=strongest[child] == parent,
+    )
+    return Levels(information, entropies(h2[first]), alive, np.flatnonzero(active[0]), W_dec, strongest, tested)
+
+
+def _pairs(
+    information: Float[ndarray, "parent child"],
+    strongest: Int[ndarray, " child"],
+    alive: Int[ndarray, " live_parent"],
+    candidates: int,
+) -> pd.DataFrame:
+    """What is tested, without repetition. Columns: parent, child."""
+    best = top_children(information, candidates)[alive]
+    screened = pd.DataFrame({"parent": np.repeat(alive, best.shape[1]), "child": best.ravel()})
+    children = np.flatnonzero(np.isin(strongest, alive))
+    decoded = pd.DataFrame({"parent": strongest[children], "child": children})
+    return pd.concat([screened, decoded]).drop_duplicates().sort_values(["parent", "child"], ignore_index=True)
+
+
+def top_children(information: Float[ndarray, "parent child"], m: int) -> Int[ndarray, "parent m"]:
+    """Of every parent, the `m` children (all, where there are fewer) that share most with it, the most first."""
+    return np.argsort(-information, axis=1, kind="stable")[:, :m]
+
+
+def summarize(levels: Levels, fdr: float) -> dict[str, float | int | None]:
+    """What holds of the levels as a whole; None where there is nothing to take a mean or a correlation of.
+
+    - live_parents, pairs_tested, pairs_significant: numbers
+    - parents_with_child: share of the live parents that have a child significant at the false discovery rate `fdr`
+    - u_children: mean over the decoder's children of I / H(h2_j); u_others: over all other pairs of live latents
+    - information_children, information_others: the same of I, in nats
+    - weight_correlation: Spearman's of information and decoder weight over all `weight_pairs` pairs of live latents,
+      most of which have hardly any weight; weight_correlation_children: over the decoder's `children` alone
+
+    The means and the correlation are of the first half, over pairs that no information has chosen.
+    """
+    significant = levels.tested[levels.tested["q"] <= fdr]
+    pairs = live_pairs(levels)
+    is_child, information, u, weight = (pairs[name].to_numpy() for name in ("is_child", "information", "u", "weight"))
+    return {
+        "live_parents": len(levels.alive),
+        "pairs_tested": len(levels.tested),
+        "pairs_significant": len(significant),
+        "parents_with_child": len(np.unique(significant["parent"])) / len(levels.alive) if len(levels.alive) else None,
+        "u_children": _mean(u[is_child]),
+        "u_others": _mean(u[~is_child]),
+        "information_children": _mean(information[is_child]),
+        "information_others": _mean(information[~is_child]),
+        "weight_correlation": _correlation(information, weight),
+        "weight_correlation_children": _correlation(information[is_child], weight[is_child]),
+        "children": int(is_child.sum()),
+        "weight_pairs": len(pairs),
+    }
+
+
+def live_pairs(levels: Levels) -> pd.DataFrame:
+    """All pairs of live latents. Columns: parent, child, information and u (of the first half), weight, is_child."""
+    parent, child = (grid.ravel() for grid in np.meshgrid(levels.alive, levels.alive_children, indexing="ij"))
+    return pd.DataFrame(
+        {
+            "parent": parent,
+            "child": child,
+            "information": levels.information[parent, child],
+            "u": levels.u[parent, child],
+            "weight": levels.weight[parent, child],
+            "is_child": levels.strongest[child] == parent,
+        }
+    )
+
+
+def headline(
+    h1: Float[ndarray, "token child"],
+    h2: Float[ndarray, "token parent"],
+    W_dec: Float[ndarray, "parent child"],
+    margin: int,
+    config: InformationConfig,
+) -> dict[str, float | int | None]:
+    """`summarize` of a model's activations, in the order of the text, and its level-2 decoder."""
+    levels = examine(quantile_bins(h1, config.bins), quantile_bins(h2, config.bins), W_dec, margin, config)
+    return summarize(levels, config.fdr)
+
+
+def conditional_entropy_shares(
+    h1: Int8[ndarray, "token child"], h2: Int8[ndarray, "token parent"], levels: Levels, m: int
+) -> Float[ndarray, " live_parent"]:
+    """H(h2_j | its top-m children) / H(h2_j) of every live parent: how much of it they leave unknown.
+
+    An upper bound, up to sampling: the cross-entropy, on the second half of the tokens, of the parent's frequencies
+    given which of the children are active, counted on the first half, over that of its frequencies given nothing. Not
+    the plug-in estimate, which falls with the number of patterns, whatever they are. On or off, as bins of eight
+    children have too many patterns: they were found to predict worse.
+    """
+    n, n_bins = len(h1) // 2, int(h2.max(initial=0)) + 1
+    shares = []
+    for parent, children in zip(levels.alive, top_children(levels.information, m)[levels.alive], strict=True):
+        pattern = (h1[: 2 * n, children] > 0) @ (1 << np.arange(len(children)))
+        counts = np.bincount(pattern * n_bins + h2[: 2 * n, parent], minlength=n_bins << len(children))
+        fit = np.bincount(pattern[:n] * n_bins + h2[:n, parent], minlength=len(counts)).reshape(-1, n_bins)
+        seen = counts.reshape(-1, n_bins) - fit
+        # Each pattern starts from one token with the overall frequencies, and these from one token of each bin.
+        overall = (fit.sum(0) + 1) / (n + n_bins)
+        given = (fit + overall) / (fit.sum(1, keepdims=True) + 1)
+        shares.append((seen * np.log(given)).sum() / (seen * np.log(overall)).sum())
+    return np.array(shares)
+
+
+def conditional_entropies(
+    h1: Int8[ndarray, "token child"], h2: Int8[ndarray, "token parent"], levels: Levels, children: list[int]
+) -> dict[str, dict[str, float]]:
+    """Quartiles over live parents of `conditional_entropy_shares`, for each number of children; empty without any."""
+    quartiles = {"low": 0.25, "median": 0.5, "high": 0.75}
+    shares = {m: conditional_entropy_shares(h1, h2, levels, m) for m in children if len(levels.alive)}
+    return {
+        str(m): {name: float(np.quantile(values, at)) for name, at in quartiles.items()} for m, values in shares.items()
+    }
+
+
+def label_information(
+    latents: Int8[ndarray, "token latent"],
+    labels: Int8[ndarray, "token label"],
+    names: list[str],
+    margin: int,
+    config: InformationConfig,
+) -> pd.DataFrame:
+    """Of every live latent the label that it tells most of, tested. Rows are latents; silent ones are left out.
+
+    For every label a column of that name: I(latent; label) / H(label) on the first half of the tokens, debiased. label:
+    the one with the largest of these; u: the same share on the second half; information, p and q as of
+    `nulls.shift_test`, where q counts every latent once, as its label was chosen on the first half.
+    """
+    n = len(latents) // 2
+    entropy = [np.maximum(entropies(half), 1e-12) for half in (labels[:n], labels[n : 2 * n])]
+    alive = np.flatnonzero((latents[:n] > 0).any(0) & (latents[n : 2 * n] > 0).any(0))
+    shifts = draw_shifts(n, config.screening_shifts, margin, config.seed)
+    shares = debiased(latents[:n, alive], labels[:n], shifts) / entropy[0]
+    best = shares.argmax(1) if len(alive) else alive
+    pairs = pd.DataFrame({"x": alive, "y": best})
+    shifts = draw_shifts(n, config.shifts, margin, config.seed + 1)
+    tested = shift_test(latents[n : 2 * n], labels[n : 2 * n], pairs, shifts)
+    chosen = pd.DataFrame({"latent": alive, "label": np.array(names)[best]})
+    measured = tested.assign(u=tested["information"] / entropy[1][best])[["information", "p", "q", "u"]]
+    return pd.concat([chosen, measured, pd.DataFrame(shares, columns=pd.Index(names))], axis=1)
+
+
+def summarize_labels(tested: pd.DataFrame, fdr: float) -> dict[str, float | None]:
+    """Of one level's latents: the share that tells of its best label at the rate `fdr`, and the mean share u of it.
+
+    best_<label>: the share of latents whose best label it is.
+    """
+    labels = tested["label"].value_counts(normalize=True).sort_index()
+    return {
+        "significant": _mean(tested["q"].to_numpy() <= fdr),
+        "u_best": _mean(tested["u"].to_numpy()),
+        **{f"best_{label}": float(share) for label, share in labels.items()},
+    }
+
+
+def common_classes(labels: Int[ndarray, " token"]) -> Int8[ndarray, " token"]:
+    """Classes numbered anew, the most frequent first; of more than 127 classes the rarest become one."""
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    rank = np.argsort(np.argsort(-counts, kind="stable"))
+    return np.minimum(rank, MOST_CLASSES - 1).astype(np.int8)[inverse]
+
+
+def _correlation(x: Float[ndarray, " n"], y: Float[ndarray, " n"]) -> float | None:
+    """Spearman's."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(stats.spearmanr(x, y)[0])  # pyright: ignore[reportArgumentType]
+
+
+def _mean(values: Shaped[ndarray, " n"]) -> float | None:
+    return float(values.mean()) if len(values) else None

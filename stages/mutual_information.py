@@ -1,0 +1,92 @@
+"""What latents tell of each other and of the text -> metrics/mutual_information.json, on the test split."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hsae import clustering, hierarchical, information_plots, probes, run, variants
+from hsae import shared_information as shared
+from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
+from hsae.information import quantile_bins
+from hsae.labels import CONTEXT, context_labels
+from hsae.shared_information import InformationConfig
+from stages.files import read_store
+
+LEVELS = ("hsae_level1", "hsae_level2")
+
+
+def main() -> None:
+    """Run the stage."""
+    with run.stage("mutual_information") as stage:
+        device = stage.device()
+        config = stage.params(InformationConfig, "mutual_information")
+        encoders, W_dec = _encoders(stage, device)
+        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
+        known = context_labels(tokens, read_json(stage.input("data/tokenizer.json"))["alphabet"])
+        val, test = (read_store(stage, split, device) for split in ("val", "test"))
+        n_tokens = min(config.tokens, len(test)) // test.context * test.context
+        x_val, x_test = val.x(slice(None)), test.x(slice(0, n_tokens))
+        offsets = torch.cat([val.activations.offsets, test.activations.offsets[:n_tokens]]).numpy()
+        classes = np.stack([shared.common_classes(known[name][offsets]) for name in CONTEXT], 1)
+        y_val, y_test = np.split(classes, [len(val)])
+
+        h1, h2 = (quantile_bins(encoders[name](x_test).cpu().numpy(), config.bins) for name in LEVELS)
+        levels = shared.examine(h1, h2, W_dec, test.context, config)
+        of_labels = {
+            name: shared.label_information(acts, y_test, CONTEXT, test.context, config)
+            for name, acts in zip(LEVELS, (h1, h2), strict=True)
+        }
+        bounds = pd.concat(
+            probes.compare(encode(x_val), encode(x_test), y_val, y_test, CONTEXT, test.context, config.probe)
+            .assign(representation=name)
+            for name, encode in encoders.items()
+        )  # fmt: skip
+        metrics = {
+            "n_tokens": n_tokens,
+            "n_shifts": config.shifts,
+            "levels": shared.summarize(levels, config.fdr),
+            "conditional_entropy": shared.conditional_entropies(h1, h2, levels, config.children),
+            "labels": {name: shared.summarize_labels(tested, config.fdr) for name, tested in of_labels.items()},
+            "probes": probes.nested(bounds),
+        }
+        write_json(Path("metrics/mutual_information.json"), metrics)
+        write_csv(Path("plots/mutual_information.csv"), levels.tested)
+        figures = {
+            "mutual_information": information_plots.information_heatmap(levels.u, W_dec),
+            "information_weight": information_plots.information_weight(shared.live_pairs(levels)),
+            "probe_bounds": information_plots.probe_bounds(bounds),
+        }
+        for name, figure in figures.items():
+            write_figure(Path(f"plots/{name}.png"), figure)
+
+
+def _encoders(stage: run.Stage, device: torch.device) -> tuple[dict[str, Callable[[Tensor], Tensor]], np.ndarray]:
+    """What encodes normalised activations, by name, and the level-2 decoder."""
+    hsae = hierarchical.load(*read_tensors(stage.input("models/phase3.safetensors"))).to(device)
+    flat = {
+        name: variants.load(*read_tensors(stage.input(f"models/flat_baseline/{name}.safetensors"))).to(device)
+        for name in ("topk", "topk_level2")
+    }
+    centers, _ = read_tensors(stage.input("models/clustering_baseline/kmeans.safetensors"))
+    kmeans = clustering.load("kmeans", centers, (1, 1), device)  # a token is in one cluster
+    encoders = {
+        "hsae_level1": hsae.level1.encode,
+        "hsae_level2": lambda x: hsae.level2.encode(hsae.level1.encode(x)),
+        "flat_topk": flat["topk"].encode,
+        "flat_topk_level2": flat["topk_level2"].encode,
+        "kmeans": lambda x: kmeans.reconstruct(x)[0],
+        "activations": lambda x: x,
+    }
+    return {name: _in_batches(encode) for name, encode in encoders.items()}, hsae.level2.W_dec.detach().cpu().numpy()
+
+
+def _in_batches(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return torch.no_grad()(lambda x: torch.cat([encode(batch) for batch in x.split(4096)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Probe bounds: channels of known information, hand-computed cross-entropies, and what training must not depend on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from hsae.probes import ProbeConfig, bounds, compare, fit_probe, nested
+
+CONFIG = ProbeConfig(epochs=12, batch_size=256, lr=[0.05], weight_decay=0.0, held_out=0.25, resamples=200, seed=0)
+
+
+def channel(n: int, flip: float, seed: int) -> tuple[torch.Tensor, np.ndarray]:
+    """One-hot inputs of 4 classes, and labels that are the class or, with probability `flip`, another one."""
+    generator = np.random.default_rng(seed)
+    classes = generator.integers(0, 4, n)
+    noisy = np.where(generator.random(n) < flip, (classes + generator.integers(1, 4, n)) % 4, classes)
+    return torch.eye(4)[classes], noisy.astype(np.int8)[:, None]
+
+
+@pytest.mark.parametrize("flip", [0.05, 0.3])
+def test_the_bound_of_a_noisy_channel_is_its_information(flip: float):
+    (x_train, y_train), (x_test, y_test) = channel(20_000, flip, seed=0), channel(40_000, flip, seed=1)
+    found = compare(x_train, x_test, y_train, y_test, ["class"], 10, CONFIG).iloc[0]
+    expected = np.log(4) - stats.entropy([1 - flip, flip / 3, flip / 3, flip / 3])
+    assert found["bound"] == pytest.approx(expected, rel=0.02)
+    assert found["low"] < found["bound"] < found["high"]
+    assert found["share"] == pytest.approx(found["bound"] / found["entropy"])
+
+
+def test_inputs_that_tell_nothing_are_not_said_to_tell_something():
+    x_train, x_test = torch.randn(4000, 20), torch.randn(4000, 20)
+    generator = np.random.default_rng(0)
+    y_train, y_test = (generator.integers(0, 3, (4000, 1)).astype(np.int8) for _ in range(2))
+    assert -0.05 < compare(x_train, x_test, y_train, y_test, ["noise"], 10, CONFIG)["bound"].item() < 0.005
+
+
+def test_labels_share_nothing():
+    x, y = channel(1000, 0.2, seed=0)
+    labels = torch.from_numpy(y).long()
+    other = (labels + torch.arange(1000)[:, None] % 2) % 2
+    alone = fit_probe(x, labels, [4], CONFIG)
+    both = fit_probe(x, torch.cat([other, labels], 1), [2, 4], CONFIG)
+    torch.testing.assert_close(
+        both.cross_entropies(x, torch.cat([other, labels], 1))[:, 1:], alone.cross_entropies(x, labels)
+    )
+
+
+def test_the_unit_of_an_input_does_not_matter_and_a_silent_one_does_no_harm():
+    x, y = channel(1000, 0.2, seed=0)
+    x, labels = torch.cat([x, torch.zeros(1000, 1)], 1), torch.from_numpy(y).long()
+    units = torch.tensor([1.0, 8.0, 0.25, 1024.0, 1.0])
+    found, other = (fit_probe(inputs, labels, [4], CONFIG).cross_entropies(inputs, labels) for inputs in (x, x * units))
+    torch.testing.assert_close(found, other)
+
+
+def test_training_repeats_to_the_bit_and_its_last_tokens_are_not_fitted():
+    x, y = channel(1000, 0.2, seed=0)
+    labels = torch.from_numpy(y).long()
+    first, again = (fit_probe(x, labels, [4], replace(CONFIG, epochs=1)) for _ in range(2))
+    torch.testing.assert_close(first.weight, again.weight, rtol=0, atol=0)
+    changed = labels.clone()
+    changed[750:] = (changed[750:] + 1) % 4
+    one_epoch = fit_probe(x, changed, [4], replace(CONFIG, epochs=1))
+    torch.testing.assert_close(one_epoch.weight, first.weight, rtol=0, atol=0)
+
+
+def test_the_epoch_with_the_lowest_held_out_cross_entropy_is_kept():
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(120, 60, generator=generator), torch.randint(2, (120, 1), generator=generator)
+    losses = [
+        fit_probe(x, labels, [2], replace(CONFIG, epochs=epochs, lr=[1e-9])).cross_entropies(x, labels).mean().item()
+        for epochs in (1, 5)
+    ]
+    assert losses == pytest.approx([np.log(2)] * 2)
+    probe = fit_probe(x, labels, [2], replace(CONFIG, epochs=100))
+    # It could fit 90 labels by 60 numbers; so it must have stopped long before.
+    assert probe.cross_entropies(x[:90], labels[:90]).mean() > 0.3
+    assert probe.cross_entropies(x[90:], labels[90:]).mean() < 0.9
+
+
+def test_a_label_is_fitted_at_the_rate_that_suits_it():
+    x, y = channel(2000, 0.1, seed=0)
+    labels = torch.from_numpy(y).long()
+    slow, fast, either = (fit_probe(x, labels, [4], replace(CONFIG, lr=lr)) for lr in ([1e-4], [0.1], [1e-4, 0.1]))
+    assert slow.cross_entropies(x, labels).mean() > 2 * fast.cross_entropies(x, labels).mean()
+    torch.testing.assert_close(either.weight, fast.weight)
+
+
+def test_bounds_worked_out_by_hand():
+    # Two contexts of two tokens; H(Y) = log 2 for the first label and 0 for the second.
+    losses = np.array([[0.1, 0.0], [0.3, 0.0], [0.5, 0.0], [0.7, 0.0]])
+    labels = np.array([[0, 0], [1, 0], [0, 0], [1, 0]])
+    found = bounds(losses, labels, ["a", "b"], context=2, resamples=400, seed=0)
+    assert found["label"].tolist() == ["a", "b"]
+    assert found["entropy"].tolist() == pytest.approx([np.log(2), 0])
+    assert found["bound"].tolist() == pytest.approx([np.log(2) - 0.4, 0])
+    # A sample may hold one context twice: mean losses .2 and .6, with the same labels.
+    assert found["low"].tolist() == pytest.approx([np.log(2) - 0.6, 0])
+    assert found["high"].tolist() == pytest.approx([np.log(2) - 0.2, 0])
+    assert found["share"].tolist() == pytest.approx([1 - 0.4 / np.log(2), np.nan], nan_ok=True)
+
+
+def test_an_interval_of_whole_contexts_is_wider_than_that_of_single_tokens():
+    losses = np.repeat(np.random.default_rng(0).random(100), 16)[:, None]
+    labels = np.tile([0, 1], 800)[:, None]
+    widths = [
+        np.ptp(bounds(losses, labels, ["a"], context, 500, seed=0)[["low", "high"]].to_numpy()) for context in (16, 1)
+    ]
+    assert widths[0] == pytest.approx(2 * 1.96 * losses.std() / 10, rel=0.15)
+    assert widths[0] / widths[1] == pytest.approx(4, rel=0.2)
+
+
+def test_tokens_that_are_not_whole_contexts_are_refused():
+    with pytest.raises(ValueError, match=r"`tokens` must be a multiple of the context \(=3\); not 4."):
+        bounds(np.ones((4, 1)), np.ones((4, 1), int), ["a"], 3, 10, seed=0)
+
+
+def test_too_few_tokens_to_hold_some_out_are_refused():
+    with pytest.raises(ValueError, match=r"`tokens` must be enough to fit on some and hold out others; not 1."):
+        fit_probe(torch.ones(1, 2), torch.zeros(1, 1, dtype=torch.long), [2], CONFIG)
+
+
+def test_the_numbers_of_a_label_that_never_varies_can_be_written():
+    frame = pd.DataFrame(
+        {
+            "label": ["a", "b"],
+            "entropy": [0.5, 0.0],
+            "bound": [0.25, 0.0],
+            "share": [0.5, np.nan],
+            "representation": "x",
+        }
+    )
+    assert nested(frame) == {
+        "x": {
+            "a": {"entropy": 0.5, "bound": 0.25, "share": 0.5},
+            "b": {"entropy": 0.0, "bound": 0.0, "share": None},
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epochs", 0, "`epochs` must be above 0; not 0."),
+        ("lr", [0.1, 0.0], r"`lr` must be one or more rates above 0; not \[0.1, 0.0\]."),
+        ("weight_decay", -1.0, "`weight_decay` must be 0 or above; not -1.0."),
+        ("held_out", 1.0, "`held_out` must be between 0 and 1; not 1.0."),
+    ],
+)
+def test_bad_settings_are_refused(name: str, value: object, message: str):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **{name: value})  # pyright: ignore[reportArgumentType]
