@@ -33,22 +33,30 @@ class Activation(StrEnum):
     jumprelu = "jumprelu"
 
 
+class Start(StrEnum):
+    """What level 2 starts from: random directions, activations of tokens, or families of latents (hsae/families.py)."""
+
+    random = "random"
+    data = "data"
+    families = "families"
+
+
 @dataclass
 class LatentConfig:
     """Activation kind of both levels; active latents per token (`k1`, `k2`) of the kinds that are told their number.
 
-    A latent that was silent for `dead_tokens` training tokens is revived; 0: never. Level 2 starts from its activations
-    on the first `init_tokens` training tokens; 0: from random directions.
+    A latent that was silent for `dead_tokens` training tokens is revived; 0: never. `init_level2` says what level 2
+    starts from, as the first `init_tokens` training tokens show it.
     """
 
     activation: Activation
     k1: int
     k2: int
     dead_tokens: int
+    init_level2: Start
     init_tokens: int
 
     def __post_init__(self) -> None:
-        for name in ("k1", "k2"):
+        for name in ("k1", "k2", "init_tokens"):
             check(name, getattr(self, name), "1 or above", getattr(self, name) >= 1)
-        for name in ("dead_tokens", "init_tokens"):
-            check(name, getattr(self, name), "0 or above", getattr(self, name) >= 0)
+        check("dead_tokens", self.dead_tokens, "0 or above", self.dead_tokens >= 0)

@@ -218,9 +218,10 @@ def set_gradients(level: Level, x: Float[Tensor, "batch d_in"], x_hat_gradients:
 
 
 def set_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """Write a parameter's gradient."""
-    assert parameter.grad is not None
-    parameter.grad.copy_(gradient)
+    """Write a parameter's gradient, unless it is frozen."""
+    if parameter.requires_grad:
+        assert parameter.grad is not None
+        parameter.grad.copy_(gradient)
 
 
 class SparseGradients:

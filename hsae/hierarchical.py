@@ -78,10 +78,8 @@ class HierarchicalSAE(nn.Module):
 
     def constrain(self) -> None:
         """Make both decoders valid after an optimizer step; a frozen one stays as it is, to the bit."""
-        for level in (self.level1, self.level2):
-            # Normalising a row whose norm is 1 already may still change its last bit.
-            if level.W_dec.requires_grad:
-                level.constrain()
+        self.level1.constrain()
+        self.level2.constrain()
 
     def project_gradient(self) -> None:
         """Drop both decoders' gradients along their rows."""

@@ -130,7 +130,12 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Project the decoder back onto unit rows (and nonnegative entries): call after every optimizer step."""
+        """Project the decoder back onto unit rows (and nonnegative entries): call after every optimizer step.
+
+        A frozen decoder stays as it is: normalising a row whose norm is 1 already may still change its last bit.
+        """
+        if not self.W_dec.requires_grad:
+            return
         if self.nonnegative:
             self.W_dec.clamp_(min=0)
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8))

@@ -16,6 +16,8 @@ LOG_POINTS = 100
 REVIVE_EVERY = 20
 REVIVE_DOWN_TO = 0.3  # of the learning rate: what is revived later cannot settle any more
 
+Curve = list[dict[str, float]]
+"""The terms of a loss by step."""
 Terms = dict[str, Tensor]
 """The terms of a loss, detached, by name."""
 Gradients = Callable[[Float[Tensor, "batch d_in"]], Terms]
@@ -105,7 +107,7 @@ def fit(
     phase: Phase,
     seed: int,
     dead_tokens: int,
-) -> list[dict[str, float]]:
+) -> Curve:
     """Minimise the sum of the terms whose `gradients` are given, with Adam, and return the curve.
 
     Parameters that need no gradient stay as they are, to the bit. `seed` orders the batches. Latents that were silent

@@ -4,10 +4,10 @@ import torch
 
 from hsae import run, variants
 from hsae.dictionary import DictionaryConfig, LatentConfig
-from hsae.gradients import level_gradients
 from hsae.losses import Coefficients
 from hsae.metrics import summarize
-from hsae.training import Phase, fit
+from hsae.sharpening import Sharpening, phase1
+from hsae.training import Phase
 from stages.files import read_store, write_trained
 
 
@@ -16,6 +16,7 @@ def main() -> None:
     with run.stage("phase1") as stage:
         device = stage.device()
         phase = stage.params(Phase, "phase1")
+        sharpening = stage.params(Sharpening, "sharpening")
         c = stage.params(Coefficients)
         dictionary = stage.params(DictionaryConfig)
         latents = stage.params(LatentConfig)
@@ -24,9 +25,8 @@ def main() -> None:
         width = dictionary.widths(train.d_in)[0]
         model = variants.build(latents.activation, train.d_in, width, k=latents.k1, beta=c.beta1).to(device)
 
-        gradients = level_gradients(model, c.weight_x_from_h1)
         with stage.checkpoints():
-            curve = fit("phase1", model, train, gradients, phase, dictionary.seed, latents.dead_tokens)
+            curve = phase1(model, train, c, phase, sharpening, latents.dead_tokens, dictionary.seed)
         write_trained("phase1", model, model.header(), curve, {"level1": summarize(model.reconstruct, val.batches())})
 
 

@@ -1,13 +1,12 @@
 """Level 1 -> the whole HSAE: level 2 is initialised from data and trained while level 1 is frozen."""
 
-import torch
-
-from hsae import run, two_level, variants
+from hsae import run, variants
+from hsae.curriculum import phase2
 from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_tensors
-from hsae.hierarchical import HierarchicalSAE, validate
+from hsae.hierarchical import validate
 from hsae.losses import Coefficients
-from hsae.training import Phase, fit
+from hsae.training import Phase
 from stages.files import read_store, write_trained
 
 
@@ -19,19 +18,12 @@ def main() -> None:
         c = stage.params(Coefficients)
         dictionary = stage.params(DictionaryConfig)
         latents = stage.params(LatentConfig)
-        level1 = variants.load(*read_tensors(stage.input("models/phase1.safetensors")))
+        level1 = variants.load(*read_tensors(stage.input("models/phase1.safetensors"))).to(device)
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
-        torch.manual_seed(dictionary.seed)
         width = dictionary.widths(train.d_in)[1]
-        level2 = variants.build(latents.activation, level1.d_sae, width, k=latents.k2, beta=c.beta2, nonnegative=True)
-        model = HierarchicalSAE(level1, level2).to(device)
-        if latents.init_tokens:
-            model.init_level2(train.x(slice(0, latents.init_tokens)))
-        model.level1.requires_grad_(False)
 
         with stage.checkpoints():
-            gradients = two_level.gradients(model, c)
-            curve = fit("phase2", model, train, gradients, phase, dictionary.seed, latents.dead_tokens)
+            model, curve = phase2(level1, width, train, c, phase, latents, dictionary.seed)
         write_trained("phase2", model, model.header(), curve, validate(model, val.batches()))
 
 

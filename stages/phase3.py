@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from hsae import hierarchical, run, two_level
+from hsae import hierarchical, run
+from hsae.curriculum import phase3
 from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_tensors, write_json
 from hsae.hierarchical import validate
 from hsae.losses import Coefficients
-from hsae.training import Phase, fit
+from hsae.training import Phase
 from stages.files import read_store, write_trained
 
 
@@ -23,7 +24,7 @@ def main() -> None:
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
 
         with stage.checkpoints():
-            curve = fit("phase3", model, train, two_level.gradients(model, c), phase, seed, dead_tokens)
+            curve = phase3(model, train, c, phase, dead_tokens, seed)
         metrics = validate(model, val.batches())
         write_trained("phase3", model, model.header(), curve, metrics)
         for level, values in metrics.items():

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from hsae import variants
-from hsae.dictionary import Activation, DictionaryConfig, LatentConfig
+from hsae.dictionary import Activation, DictionaryConfig, LatentConfig, Start
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_every_activation_is_a_kind_of_autoencoder_that_a_file_can_name(activati
     assert type(model.header()["kind"]) is str
 
 
-LATENTS = {"activation": Activation.topk, "k1": 4, "k2": 2, "dead_tokens": 0, "init_tokens": 0}
+LATENTS = {"activation": Activation.topk, "k1": 4, "k2": 2, "dead_tokens": 0, "init_level2": Start.data, "init_tokens": 1}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ LATENTS = {"activation": Activation.topk, "k1": 4, "k2": 2, "dead_tokens": 0, "i
         ("k1", 0, "1 or above"),
         ("k2", -1, "1 or above"),
         ("dead_tokens", -1, "0 or above"),
-        ("init_tokens", -1, "0 or above"),
+        ("init_tokens", 0, "1 or above"),
     ],
 )
 def test_latent_settings_out_of_range_are_refused_by_name(key: str, value: int, allowed: str):

@@ -1,0 +1,32 @@
+"""Phases 2 and 3: level 2 on top of level 1 while that is frozen, and both."""
+
+import torch
+
+from hsae import families, two_level, variants
+from hsae.dictionary import LatentConfig, Start
+from hsae.hierarchical import HierarchicalSAE
+from hsae.losses import Coefficients
+from hsae.sae import SAE
+from hsae.training import Curve, Phase, Shuffled, fit
+
+
+def phase2(
+    level1: SAE, width: int, data: Shuffled, c: Coefficients, phase: Phase, latents: LatentConfig, seed: int
+) -> tuple[HierarchicalSAE, Curve]:
+    """Put a second level of `width` latents on a trained first, and train it while the first stays as it is."""
+    torch.manual_seed(seed)
+    level2 = variants.build(latents.activation, level1.d_sae, width, k=latents.k2, beta=c.beta2, nonnegative=True)
+    model = HierarchicalSAE(level1, level2.to(level1.W_dec.device))
+    x = data.x(slice(0, latents.init_tokens))
+    if latents.init_level2 == Start.data:
+        model.init_level2(x)
+    elif latents.init_level2 == Start.families:
+        families.start(level2, level1.encode(x))
+    model.level1.requires_grad_(False)
+    return model, fit("phase2", model, data, two_level.gradients(model, c), phase, seed, latents.dead_tokens)
+
+
+def phase3(model: HierarchicalSAE, data: Shuffled, c: Coefficients, phase: Phase, dead_tokens: int, seed: int) -> Curve:
+    """Fine-tune both levels; returns the curve."""
+    model.requires_grad_(True)
+    return fit("phase3", model, data, two_level.gradients(model, c), phase, seed, dead_tokens)

@@ -1,0 +1,42 @@
+"""Phase 1: level 1 alone, first for its directions and then, with these frozen, for what is active."""
+
+from dataclasses import dataclass
+
+from hsae.config import check_positive
+from hsae.gradients import level_gradients
+from hsae.losses import Coefficients
+from hsae.sae import SAE
+from hsae.training import Curve, Phase, Shuffled, fit
+
+
+@dataclass
+class Sharpening(Phase):
+    """Section `sharpening`: the end of phase 1, in which the decoder is frozen and a latent costs `price` times beta1.
+
+    While features are being found, a high price makes children absorb their parents (one latent is cheaper than two); a
+    low one leaves many latents active that need not be. So a low one finds the directions, and the right one then
+    decides what is active. Only the encoder and the thresholds learn.
+    """
+
+    price: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, ["price"])
+
+
+def phase1(
+    model: SAE, data: Shuffled, c: Coefficients, phase: Phase, sharpening: Sharpening, dead_tokens: int, seed: int
+) -> Curve:
+    """Train level 1 alone, and sharpen it; returns the curve."""
+    curve = fit("phase1", model, data, level_gradients(model, c.weight_x_from_h1), phase, seed, dead_tokens)
+    if sharpening.n_steps(len(data)):
+        model.beta.mul_(sharpening.price)
+        model.W_dec.requires_grad_(False)
+        gradients = level_gradients(model, c.weight_x_from_h1)
+        # Nothing is revived: that would give directions.
+        later = fit("phase1, sharpening", model, data, gradients, sharpening, seed, dead_tokens=0)
+        model.W_dec.requires_grad_(True)
+        steps = phase.n_steps(len(data))
+        curve += [{**row, "step": steps + row["step"]} for row in later]
+    return curve
