@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from hsae import synthetic
 from hsae.activations import Normalizer, Store, collect
 from hsae.data import windows
 from hsae.gpt import GPT, GPTConfig
+from hsae.synthetic import Forest, SyntheticData
+from tests.forest import CONFIG, N, seeded
 
 torch.set_num_threads(1)
 
@@ -45,3 +48,15 @@ def store(gpt: GPT, corpus_tokens: torch.Tensor) -> Store:
     first_offsets = 10 + CONTEXT * torch.arange(len(cut))
     collected = collect(lambda tokens: gpt.residual(tokens, LAYER), cut, first_offsets, torch.tensor([0, 50, 100]))
     return Store(collected, Normalizer.fit(collected.acts), LAYER, CONTEXT)
+
+
+@pytest.fixture(scope="session")
+def forest() -> Forest:
+    """Five parents of three children, and four singles."""
+    return synthetic.ground_truth(CONFIG, seeded(1))
+
+
+@pytest.fixture(scope="session")
+def data(forest: Forest) -> SyntheticData:
+    """Samples of the forest."""
+    return synthetic.sample(forest, N, seeded(2))

@@ -1,0 +1,100 @@
+"""Hierarchies that are read off a flat dictionary after its training: edge scores for `recovery.edge_scores`.
+
+A score is higher for likelier pairs of a parent and a child, -inf for impossible ones.
+"""
+
+import torch
+from jaxtyping import Float
+from sklearn.cluster import AgglomerativeClustering
+from torch import Tensor
+from torch.nn import functional as F
+
+from hsae import variants
+from hsae.config import check
+from hsae.gradients import level_gradients
+from hsae.recovery import coactivation
+from hsae.training import Phase, fit
+
+META_STEPS = 2000
+META_LR = 3e-3
+REVIVE_AFTER = 100  # steps without activity
+
+
+def conditional_probability(acts: Float[Tensor, "n latent"]) -> Float[Tensor, "parent child"]:
+    """P(parent active | child active) of every pair of latents; -inf unless the parent is the more frequent one."""
+    n_active = (acts != 0).sum(0).double()
+    return _more_frequent(coactivation(acts, acts) / n_active.clamp(min=1), n_active)
+
+
+def decoder_cosine(
+    directions: Float[Tensor, "latent d_in"], acts: Float[Tensor, "n latent"]
+) -> Float[Tensor, "parent child"]:
+    """Cosine of every pair of latents; -inf unless the parent is the more frequent one.
+
+    It shows hierarchy where a child's latent has absorbed its parent's direction (Chanin et al. 2024, A is for
+    Absorption, arXiv 2409.14507).
+    """
+    unit = F.normalize(directions.double())
+    return _more_frequent(unit @ unit.T, (acts != 0).sum(0).double())
+
+
+def agglomerative(
+    directions: Float[Tensor, "latent d_in"], acts: Float[Tensor, "n latent"], n_clusters: int
+) -> Float[Tensor, "parent child"]:
+    """Cosine of the pairs whose parent is the most frequent latent of the child's cluster; -inf for all others.
+
+    The clusters are those of the living latents by average linkage of cosine distances (Sokal & Michener 1958). Raises
+    ValueError unless `n_clusters` is in 1..living latents.
+    """
+    n_active = (acts != 0).sum(0)
+    living = n_active.nonzero().squeeze(1)
+    check("n_clusters", n_clusters, f"in 1..living latents (={len(living)})", 1 <= n_clusters <= len(living))
+    unit = F.normalize(directions.detach().double())
+    scores = torch.full((len(unit), len(unit)), -torch.inf, dtype=torch.float64, device=unit.device)
+    clustering = AgglomerativeClustering(n_clusters, metric="cosine", linkage="average")
+    labels = torch.from_numpy(clustering.fit_predict(unit[living].cpu().numpy()))
+    for label in range(n_clusters):
+        members = living[(labels == label).to(living.device)]
+        parent = members[n_active[members].argmax()]
+        children = members[members != parent]
+        scores[parent, children] = unit[children] @ unit[parent]
+    return scores
+
+
+class _Rows:
+    """Shuffled data as `training.fit` reads it."""
+
+    def __init__(self, x: Float[Tensor, "n d_in"]):
+        self._x = x
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def x(self, rows: slice) -> Float[Tensor, "batch d_in"]:
+        return self._x[rows]
+
+
+def meta_sae(
+    directions: Float[Tensor, "latent d_in"], n_latents: int, k: int, seed: int
+) -> tuple[Float[Tensor, "parent d_in"], Float[Tensor, "parent child"]]:
+    """Directions of `n_latents` parents, and how much of each is in each latent of the dictionary.
+
+    A meta-SAE is a sparse autoencoder whose data are the unit decoder rows of another: what several rows have in common
+    becomes a latent of it (Bussmann et al. 2024, Showing SAE Latents Are Not Atomic Using Meta-SAEs; Leask et al. 2025,
+    arXiv 2502.04878). This one is a BatchTopK with `k` active latents per row; its decoder rows are the parents'
+    directions, its activations the scores. Raises ValueError unless k is in 1..n_latents.
+    """
+    x = F.normalize(directions.detach().float())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = variants.build("batchtopk", x.shape[1], n_latents, k=k, beta=0.0).to(x.device)
+    phase = Phase(epochs=META_STEPS, batch_size=len(x), lr=META_LR, decay_fraction=0.2, anneal_fraction=0.0)
+    fit("meta-SAE", model, _Rows(x), level_gradients(model), phase, seed, dead_tokens=REVIVE_AFTER * len(x))
+    with torch.no_grad():
+        return model.W_dec.clone(), model.encode(x).T
+
+
+def _more_frequent(
+    scores: Float[Tensor, "parent child"], n_active: Float[Tensor, " latent"]
+) -> Float[Tensor, "parent child"]:
+    return scores.masked_fill(n_active[:, None] <= n_active, -torch.inf)
