@@ -1,12 +1,13 @@
 """Families of latents: who is active only together with whom, and an autoencoder that starts from them."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hsae.sae import SAE
 
 CONTAINED = 0.5
+CLEARLY = 0.5  # of the 90th percentile of its activations: what is less may be interference of a similar direction
 RARE = 5  # tokens: what is active on fewer has no statistics
 SILENT = -1
 
@@ -14,11 +15,11 @@ SILENT = -1
 def roots(acts: Float[Tensor, "token latent"]) -> Int[Tensor, " latent"]:
     """The root of each latent's family; its own index if it is a root, -1 if it is hardly ever active.
 
-    A latent's parent is the more frequent latent j by which it is contained best, if that is at least half more than
-    chance: (P(j | i) - P(j)) / (1 - P(j)) >= .5. Chance counts, for a latent that is active everywhere contains all
-    others. Parents of parents lead to the root.
+    A latent's parent is the more frequent latent j by which it is contained best, if that is at least half of what is
+    possible beyond chance: (P(j | i) - P(j)) / (1 - P(j)) >= .5. Chance counts, for a latent that is active everywhere
+    contains all others. Parents of parents lead to the root. Weak activations do not count.
     """
-    on = (acts > 0).float()
+    on = clearly_active(acts).float()
     n_active = on.sum(0)
     p = n_active / max(len(acts), 1)
     alive = n_active >= RARE
@@ -30,6 +31,12 @@ def roots(acts: Float[Tensor, "token latent"]) -> Int[Tensor, " latent"]:
     for _ in range(len(p).bit_length()):
         parent = parent[parent]
     return parent.where(alive, SILENT)
+
+
+def clearly_active(acts: Float[Tensor, "token latent"]) -> Bool[Tensor, "token latent"]:
+    """Where a latent is active by more than half of the 90th percentile of its activations."""
+    top = acts.where(acts > 0, torch.nan).nanquantile(0.9, dim=0, keepdim=True)
+    return acts > CLEARLY * top  # nothing is above the nan of a latent that is never active
 
 
 @torch.no_grad()
@@ -49,7 +56,7 @@ def start(model: SAE, acts: Float[Tensor, "token d_in"]) -> None:
     order = (belongs @ acts.square().sum(0)).argsort(descending=True)[: model.d_sae]
     chosen = found[order]
     latents = torch.arange(len(chosen), device=acts.device)
-    model.W_dec[latents] = (acts[:, chosen] > 0).to(acts).T @ acts * belongs[order]
+    model.W_dec[latents] = clearly_active(acts[:, chosen]).to(acts).T @ acts * belongs[order]
     model.constrain()
     model.W_enc[:, latents] = 0
     model.W_enc[chosen, latents] = 1 / model.W_dec[latents, chosen]

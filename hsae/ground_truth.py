@@ -1,0 +1,253 @@
+"""Every method trained on data whose features and hierarchy are known, by the pipeline's own code, and scored.
+
+What each finds of the features, and how well its hierarchy is the true one: the HSAE has one, of a flat dictionary it
+is read off afterwards (hsae/posthoc.py).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hsae import curriculum, flat, posthoc, recovery, sharpening, synthetic, variants
+from hsae.activations import Normalizer
+from hsae.config import check, check_positive
+from hsae.dictionary import LatentConfig
+from hsae.hierarchical import HierarchicalSAE
+from hsae.losses import Coefficients
+from hsae.metrics import summarize
+from hsae.sae import SAE
+from hsae.sharpening import Sharpening
+from hsae.synthetic import Forest, SyntheticConfig, SyntheticData
+from hsae.training import Phase, fit
+
+META_K = 2  # meta-latents of a latent: its parent's and its own
+Scores = dict[str, float]
+
+
+@dataclass
+class GroundTruthConfig:
+    """Section `synthetic`: the data, the widths of both levels, and all that params.yaml says of an HSAE's training.
+
+    Flat autoencoders (`flat`) have level 1's width, L0, batches and learning rate, and train for as many epochs as all
+    phases of the HSAE together.
+    """
+
+    data: SyntheticConfig
+    train_samples: int
+    test_samples: int
+    d_sae1: int
+    d_sae2: int
+    coefficients: Coefficients
+    latents: LatentConfig
+    phase1: Phase
+    sharpening: Sharpening
+    phase2: Phase
+    phase3: Phase
+    flat: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_positive(self, ["train_samples", "test_samples", "d_sae1", "d_sae2"])
+        for name in self.flat:
+            check("flat", name, f"one of {', '.join(variants.VARIANTS)}", name in variants.VARIANTS)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data in all phases."""
+        return self.phase1.epochs + self.sharpening.epochs + self.phase2.epochs + self.phase3.epochs
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Normalised samples (`Shuffled`), and the truth behind them."""
+
+    data: SyntheticData
+    normalizer: Normalizer
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def x(self, rows: slice) -> Float[Tensor, "batch d_in"]:
+        """Inputs at some rows."""
+        return self.normalizer(self.data.x(rows))
+
+    def batches(self, size: int = 4096) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """All inputs, in their order."""
+        return (self.x(slice(start, start + size)) for start in range(0, len(self), size))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What methods are scored against: the forest, and test samples of it."""
+
+    forest: Forest
+    test: Samples
+    parent_of: Int[Tensor, " feature"]
+
+    @property
+    def acts(self) -> Float[Tensor, "n feature"]:
+        """True magnitudes."""
+        return self.test.data.acts
+
+
+def run(config: GroundTruthConfig, seed: int) -> dict[str, Scores]:
+    """Scores of the HSAE, of its level 1 trained alone for as long, and of flat autoencoders, on one drawn forest.
+
+    `seed` draws the forest, the samples and the models. See `score_flat` and `score_hsae` for the scores; `data` has
+    the true L0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    forest = synthetic.ground_truth(config.data, generator)
+    drawn = synthetic.sample(forest, config.train_samples, generator)
+    normalizer = Normalizer.fit(drawn.inputs)
+    train = Samples(drawn, normalizer)
+    test = Samples(synthetic.sample(forest, config.test_samples, generator), normalizer)
+    truth = Truth(forest, test, forest.parent_of)
+    result = {"data": {"l0": test.data.l0(), "features": float(config.data.features)}}
+
+    model = train_hsae(config, train, seed)
+    result["hsae"] = score_hsae(model, truth)
+    l0 = result["hsae"]["l0"]
+    longer = config.phase2.epochs + config.phase3.epochs
+    result["level1_alone"] = score_flat(train_level1(config, train, seed, longer), truth, seed)
+    for name in config.flat:
+        result[name] = score_flat(train_flat(name, config, train, l0, seed), truth, seed)
+    return result
+
+
+def train_level1(config: GroundTruthConfig, data: Samples, seed: int, longer: float = 0.0) -> SAE:
+    """Phase 1, by so many epochs longer."""
+    c, latents, phase = config.coefficients, config.latents, config.phase1
+    torch.manual_seed(seed)
+    d_in = config.data.d_in
+    model = variants.build(latents.activation, d_in, config.d_sae1, k=latents.k1, beta=c.beta1)
+    phase = Phase(**{**vars(phase), "epochs": phase.epochs + longer})
+    sharpening.phase1(model, data, c, phase, config.sharpening, latents.dead_tokens, seed)
+    return model
+
+
+def train_hsae(config: GroundTruthConfig, data: Samples, seed: int) -> HierarchicalSAE:
+    """All three phases."""
+    c, latents = config.coefficients, config.latents
+    level1 = train_level1(config, data, seed)
+    model, _ = curriculum.phase2(level1, config.d_sae2, data, c, config.phase2, latents, seed)
+    curriculum.phase3(model, data, c, config.phase3, latents.dead_tokens, seed)
+    return model
+
+
+def train_flat(variant: str, config: GroundTruthConfig, data: Samples, l0: float, seed: int) -> SAE:
+    """A flat autoencoder at that L0."""
+    torch.manual_seed(seed)
+    model = flat.build(variant, config.data.d_in, config.d_sae1, l0, config.coefficients.beta1)
+    phase = Phase(**{**vars(config.phase1), "epochs": config.epochs})
+    fit(variant, model, data, flat.gradients(model, l0), phase, seed, config.latents.dead_tokens)
+    return model
+
+
+def score_flat(model: SAE, truth: Truth, seed: int) -> Scores:
+    """`dictionary_scores`, and the average precision of edges read off in four ways (hsae/posthoc.py).
+
+    edge_ap_<way>: of the better of two matchings, by direction and by activation, which favours flat dictionaries;
+    edge_ap is that of the best way.
+    """
+    acts, directions = _acts(model.encode, truth.test), model.W_dec.detach()
+    latents = torch.arange(len(directions))
+    n_roots = int((truth.parent_of < 0).sum())
+    ways: dict[str, tuple[Tensor, Tensor]] = {
+        "conditional_probability": (latents, posthoc.conditional_probability(acts)),
+        "decoder_cosine": (latents, posthoc.decoder_cosine(directions, acts)),
+        "agglomerative": (latents, posthoc.agglomerative(directions, acts, n_roots)),
+    }
+    scores = dictionary_scores(acts, directions, model.reconstruct, truth)
+    by_direction = recovery.match(directions, truth.forest.features)
+    by_activation = recovery.assign(recovery.f1_scores(acts, truth.acts))
+    for way, (_, edges) in ways.items():
+        found = [recovery.edge_scores(edges, m, m, truth.parent_of) for m in (by_direction, by_activation)]
+        scores[f"edge_ap_{way}"] = max(each.average_precision for each in found)
+    meta_directions, edges = posthoc.meta_sae(directions, n_roots, META_K, seed)
+    parents = recovery.match(meta_directions, truth.forest.features)
+    scores["edge_ap_meta_sae"] = max(
+        recovery.edge_scores(edges, parents, m, truth.parent_of).average_precision
+        for m in (by_direction, by_activation)
+    )
+    scores["edge_ap"] = max(value for name, value in scores.items() if name.startswith("edge_ap_"))
+    return scores
+
+
+def score_hsae(model: HierarchicalSAE, truth: Truth) -> Scores:
+    """`dictionary_scores` of level 1, and how far level 2 is the hierarchy.
+
+    - l0_level2; parent_f1, root_f1: F1 of the level-2 latents that stand for the parents, and for all roots
+    - edge_ap, edge_f1: of the edges ranked by P(level-2 latent active | level-1 latent active); edge_ap_decoder: by
+      level-2 decoder weight; ancestor_precision, ancestor_recall: of the first
+    - absorption_level2: share of the children's firings at which the level-2 latent of the parent is silent
+    """
+    h1 = _acts(model.level1.encode, truth.test)
+    h2 = torch.cat([model.level2.encode(rows) for rows in h1.split(4096)]).detach()
+    directions, parent_of = model.level1.W_dec.detach(), truth.parent_of
+    scores = dictionary_scores(h1, directions, model.reconstruct_from_h1, truth)
+    children = recovery.match(directions, truth.forest.features)
+    parents = recovery.match_roots(h2, truth.acts, parent_of)
+    f1 = _matched(recovery.f1_scores(h2, truth.acts), parents)
+    has_children = torch.isin(torch.arange(len(parent_of)), parent_of)
+    coactive = recovery.coactivation(h2, h1) / (h1 != 0).sum(0).clamp(min=1)
+    edges = recovery.edge_scores(coactive, parents, children, parent_of)
+    precision, recall = recovery.ancestor_scores(coactive, parents, children, parent_of)
+    by_decoder = recovery.edge_scores(model.level2.W_dec.detach(), parents, children, parent_of)
+    return {
+        **scores,
+        "l0_level2": (h2 != 0).double().sum(1).mean().item(),
+        "parent_f1": f1[has_children].mean().item(),
+        "root_f1": f1[parent_of < 0].mean().item(),
+        "edge_ap": edges.average_precision,
+        "edge_f1": edges.f1,
+        "edge_ap_decoder": by_decoder.average_precision,
+        "ancestor_precision": precision,
+        "ancestor_recall": recall,
+        "absorption_level2": _silent_parents(h2, parents, truth),
+    }
+
+
+def dictionary_scores(
+    acts: Float[Tensor, "n latent"],
+    directions: Float[Tensor, "latent d_in"],
+    reconstruct: Callable[[Tensor], tuple[Tensor, Tensor]],
+    truth: Truth,
+) -> Scores:
+    """What a dictionary finds of the features (hsae/recovery.py).
+
+    l0, dead_fraction, explained_variance; mcc, uniqueness; feature_f1: of each latent against its nearest feature;
+    matched_f1: of each feature's matched latent; absorption; edges are not scored here.
+    """
+    features, parent_of = truth.forest.features, truth.parent_of
+    latent_of = recovery.match(directions, features)
+    totals = summarize(reconstruct, truth.test.batches())
+    return {
+        **{name: totals[name] for name in ("l0", "dead_fraction", "explained_variance")},
+        "mcc": recovery.mcc(directions, features),
+        "uniqueness": recovery.uniqueness(directions, features),
+        "feature_f1": recovery.activation_f1(acts, truth.acts, directions, features),
+        "matched_f1": _matched(recovery.f1_scores(acts, truth.acts), latent_of).mean().item(),
+        "absorption": recovery.absorption(acts, truth.acts, latent_of, parent_of),
+    }
+
+
+@torch.no_grad()
+def _acts(encode: Callable[[Tensor], Tensor], samples: Samples) -> Float[Tensor, "n latent"]:
+    return torch.cat([encode(x) for x in samples.batches()])
+
+
+def _matched(f1: Float[Tensor, "latent feature"], latent_of: Int[Tensor, " feature"]) -> Float[Tensor, " feature"]:
+    """F1 of each feature's latent; 0 for a feature without one."""
+    return f1[latent_of, torch.arange(len(latent_of))].where(latent_of >= 0, 0.0)
+
+
+def _silent_parents(h2: Float[Tensor, "n latent"], parents: Int[Tensor, " feature"], truth: Truth) -> float:
+    """Share of the children's firings at which the level-2 latent of the parent is silent."""
+    children = (truth.parent_of >= 0).nonzero()[:, 0]
+    fires = truth.acts[:, children] != 0
+    latents = parents[truth.parent_of[children]]
+    silent = (h2[:, latents] == 0) | (latents < 0)
+    return (fires & silent).sum().item() / fires.sum().item()
