@@ -82,7 +82,8 @@ def meta_sae(
     A meta-SAE is a sparse autoencoder whose data are the unit decoder rows of another: what several rows have in common
     becomes a latent of it (Bussmann et al. 2024, Showing SAE Latents Are Not Atomic Using Meta-SAEs; Leask et al. 2025,
     arXiv 2502.04878). This one is a BatchTopK with `k` active latents per row; its decoder rows are the parents'
-    directions, its activations the scores. Raises ValueError unless k is in 1..n_latents.
+    directions, its activations the scores. What all rows have in common is its bias. From few rows, training ends in
+    a local optimum that depends on `seed`. Raises ValueError unless k is in 1..n_latents.
     """
     x = F.normalize(directions.detach().float())
     with torch.random.fork_rng(devices=[]):

@@ -7,8 +7,11 @@ The peers are set up as we are: no warm-up, no gradient clipping, no auxiliary l
 and Adam's betas, b_dec subtracted from the input. What no setting of theirs can say is said where they are built. Their
 error is a sum over coordinates, ours a mean, and so their loss is a multiple of ours; Adam takes the same steps on both
 if its epsilon is the same multiple.
+
+Data whose features are known, and the scores that both define on them, are compared with sae_lens.synthetic.
 """
 
+import dataclasses
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -18,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from hsae import recovery, synthetic
 from hsae.sae import SAE
+from hsae.synthetic import Forest, SyntheticConfig, SyntheticData
 from hsae.training import Autograd, Phase, fit
 from hsae.variants import BatchTopKSAE, JumpReLUSAE, ThresholdSAE, build
 from tests.rows import Rows
@@ -322,3 +327,94 @@ def test_the_gradient_of_dictionary_learnings_l0_is_ours():
     # Its bandwidth and its L0 are in float32.
     torch.testing.assert_close(D_IN * model.log_threshold.grad, expected, rtol=1e-6, atol=1e-10)
     assert (expected != 0).sum() > D_SAE / 2
+
+
+# Data whose features are known
+
+
+@pytest.mark.parametrize("n_latents", [10, 24, 64])
+def test_the_scores_of_sae_lens_synthetic_are_ours(n_latents: int):
+    evals = pytest.importorskip("sae_lens.synthetic.evals")
+    features, directions = normal(24, D_IN, seed=4), normal(n_latents, D_IN, seed=5)
+    truth, acts = normal(2000, 24, seed=6).sub(1).relu(), normal(2000, n_latents, seed=7).sub(0.5).relu()
+    # Detectors of some use, one that is dead, and a feature that never fires.
+    nearest = F.cosine_similarity(directions[:, None], features, dim=2).abs().argmax(1)
+    acts[:, ::2] = truth[:, nearest[::2]] * (normal(2000, len(nearest[::2]), seed=8) > -1)
+    acts[:, 3], truth[:, 3] = 0, 0
+    assert recovery.mcc(directions, features) == pytest.approx(evals.mean_correlation_coefficient(directions, features))
+    assert recovery.uniqueness(directions, features) == evals.feature_uniqueness(directions, features)
+    expected = evals.compute_classification_metrics(acts, truth, directions, features)
+    f1 = recovery.activation_f1(acts, truth, directions, features)
+    assert f1 == pytest.approx(expected.f1_score)
+    assert 0.3 < f1 < 0.9
+    # Of precision and recall we keep F1 only; the counts behind them are the same.
+    both = recovery.coactivation(acts, truth)[torch.arange(n_latents), nearest]
+    precision, recall = both / (acts != 0).sum(0).clamp(min=1), both / (truth != 0).sum(0)[nearest].clamp(min=1)
+    assert precision.mean().item() == pytest.approx(expected.precision)
+    assert recall.mean().item() == pytest.approx(expected.recall)
+    l0 = evals.L0Calculator()
+    l0.add_batch(truth)
+    assert SyntheticData(truth, truth).l0() == pytest.approx(l0.compute())
+
+
+N_SAMPLES = 50_000
+FOREST = SyntheticConfig(
+    d_in=D_IN, parents=4, children=3, singles=4, p_parent=0.3, p_child=0.6, p_single=0.2, zipf=0.0,
+    correlation=0.5, magnitude_std=0.0, noise_std=0.0, bias_norm=2.0, orthogonal=False,
+)  # fmt: skip
+
+
+def peers_sample(forest: Forest) -> Tensor:
+    """Samples of sae_lens.synthetic's generator with our settings.
+
+    Of siblings that fire independently, with probability q, it draws one; we draw one at once. If siblings are alike,
+    the two are the same for 1 - (1 - q)^children = p_child. Its magnitudes are normal around 1, ours lie above: all are
+    1 here. Its Zipf's law is shifted and stretched between two rates, ours is the plain power: it is given our rates.
+    """
+    generators = pytest.importorskip("sae_lens.synthetic.activation_generator")
+    hierarchy = pytest.importorskip("sae_lens.synthetic.hierarchy")
+    config, parent_of = forest.config, forest.parent_of
+    roots = parent_of < 0
+    rates = torch.full((config.features,), 1 - (1 - config.p_child) ** (1 / config.children))
+    rates[roots] = config.p_roots.float()
+    factor = torch.zeros(config.features, forest.loadings.shape[1])
+    factor[roots] = config.correlation**0.5 * forest.loadings
+    nodes = [
+        hierarchy.HierarchyNode(
+            parent,
+            [hierarchy.HierarchyNode(child) for child in (parent_of == parent).nonzero().flatten().tolist()],
+            mutually_exclusive_children=config.children > 1,
+        )
+        for parent in range(config.parents)
+    ]
+    generator = generators.ActivationGenerator(
+        config.features,
+        rates,
+        modify_activations=hierarchy.hierarchy_modifier(nodes),
+        correlation_matrix=(factor, 1 - factor.square().sum(1)),
+    )
+    return generator.sample(N_SAMPLES)
+
+
+@pytest.mark.parametrize(("children", "zipf"), [(3, 0.0), (1, 1.0)])
+def test_features_of_sae_lens_synthetic_fire_alone_and_together_as_often_as_ours(children: int, zipf: float):
+    config = dataclasses.replace(FOREST, children=children, zipf=zipf)
+    seeded = torch.Generator().manual_seed(0)
+    forest = synthetic.ground_truth(config, seeded)
+    data, peers = synthetic.sample(forest, N_SAMPLES, seeded), peers_sample(forest)
+    assert set(data.acts.unique().tolist()) == set(peers.unique().tolist()) == {0, 1}
+    found, expected = (recovery.coactivation(acts, acts) / N_SAMPLES for acts in (data.acts, peers))
+    mean = (found + expected) / 2
+    # Five standard errors of a difference of proportions.
+    assert ((found - expected).abs() <= 5 * (2 * mean * (1 - mean) / N_SAMPLES).sqrt()).all()
+    assert data.l0() == pytest.approx((peers != 0).sum().item() / N_SAMPLES, rel=0.02)
+
+
+def test_inputs_of_sae_lens_synthetic_are_ours():
+    dictionaries = pytest.importorskip("sae_lens.synthetic.feature_dictionary")
+    forest = synthetic.ground_truth(FOREST, torch.Generator().manual_seed(0))
+    data = synthetic.sample(forest, 100, torch.Generator().manual_seed(1))
+    peer = dictionaries.FeatureDictionary(FOREST.features, D_IN, bias=FOREST.bias_norm, initializer=None)
+    assert peer.bias.norm().item() == pytest.approx(forest.bias.norm().item()) == pytest.approx(2)
+    peer.feature_vectors.data, peer.bias.data = forest.features, forest.bias
+    torch.testing.assert_close(peer(data.acts).detach(), data.inputs)

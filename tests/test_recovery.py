@@ -227,6 +227,127 @@ def test_average_precision_equals_a_naive_loop(forest: Forest):
     assert found.average_precision < 0.1
 
 
+# Ancestors
+
+# 0 -> 1 -> 2 and 0 -> 3: the ancestors' pairs are these three edges and (0, 2).
+CHAIN = torch.tensor([-1, 0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "precision", "recall"),
+    [
+        ({(0, 1): 0.9, (1, 2): 0.8, (0, 3): 0.7, (3, 0): 0.1}, 1.0, 1.0),
+        # (0, 2) is no edge, but true of ancestors.
+        ({(0, 1): 0.9, (0, 2): 0.8, (0, 3): 0.7}, 1.0, 3 / 4),
+        # From (3, 1) and (1, 2) follows (3, 2): of four pairs only (1, 2) and (0, 1) are true.
+        ({(3, 1): 0.9, (1, 2): 0.8, (0, 1): 0.7}, 3 / 5, 3 / 4),
+        # A cycle has every pair of its members, and none of a member with itself.
+        ({(0, 1): 0.9, (1, 0): 0.8, (0, 3): 0.7}, 2 / 4, 2 / 4),
+        # One candidate alone is possible, and it is true.
+        ({(0, 1): 0.9}, 1.0, 1 / 4),
+        ({}, 0.0, 0.0),
+    ],
+)
+def test_ancestor_scores_by_hand(pairs: dict[tuple[int, int], float], precision: float, recall: float):
+    scores = scores_of(pairs, default=-math.inf)
+    found = recovery.ancestor_scores(scores, REVERSED, REVERSED, CHAIN)
+    assert found == pytest.approx((precision, recall))
+
+
+def test_candidates_that_tie_at_the_cut_are_drawn():
+    # Two places are sure; the third falls to the true edge in half of the draws.
+    scores = scores_of({(0, 1): 0.9, (1, 2): 0.8, (0, 3): 0.5, (3, 0): 0.5}, default=-math.inf)
+    precision, recall = recovery.ancestor_scores(scores, REVERSED, REVERSED, CHAIN)
+    # With (3, 0) instead, 3 of 6 pairs are true.
+    share = (precision - 3 / 6) / (1 - 3 / 6)
+    assert 0.2 < share < 0.8
+    assert recall == pytest.approx(share * 1 + (1 - share) * 3 / 4)
+    assert recovery.ancestor_scores(scores, REVERSED, REVERSED, CHAIN) == (precision, recall)
+
+
+def test_ancestors_of_two_levels_are_edges(forest: Forest):
+    latents = torch.arange(24)
+    # Candidates run from roots to children only, so that none follows from two others.
+    impossible = (forest.parent_of >= 0)[:, None] | (forest.parent_of < 0)
+    noisy = random(24, 24, seed=18) + 2 * (latents[:, None] == forest.parent_of)
+    scores = noisy.masked_fill(impossible, -math.inf)
+    f1 = recovery.edge_scores(scores, latents, latents, forest.parent_of).f1
+    assert 0.3 < f1 < 1
+    assert recovery.ancestor_scores(scores, latents, latents, forest.parent_of) == pytest.approx((f1, f1))
+
+
+def test_ancestor_scores_equal_a_naive_walk():
+    parent_of = torch.tensor([-1, 0, 0, 1, 1, 2, 5, 6, -1, 8])
+    scores = random(10, 10, seed=19) + (torch.arange(10)[:, None] == parent_of)
+    ranking = sorted(((scores[p, c].item(), p, c) for p in range(10) for c in range(10) if p != c), reverse=True)
+
+    def descendants(edges: set[tuple[int, int]]) -> set[tuple[int, int]]:
+        pairs = set(edges)
+        while more := {(a, d) for a, b in pairs for c, d in edges if b == c} - pairs:
+            pairs |= more
+        return {(a, b) for a, b in pairs if a != b}
+
+    true = descendants({(p, c) for c, p in enumerate(parent_of.tolist()) if p >= 0})
+    predicted = descendants({(p, c) for _, p, c in ranking[:8]})
+    hits = len(true & predicted)
+    assert 3 < hits < len(true)
+    index = torch.arange(10)
+    found = recovery.ancestor_scores(scores, index, index, parent_of)
+    assert found == pytest.approx((hits / len(predicted), hits / len(true)))
+
+
+# Absorption
+
+# Rows: the parent alone; with its first child; with its second; with its first; the single.
+TRUTH = torch.tensor([[2, 0, 0, 0], [1, 1, 0, 0], [1, 0, 3, 0], [1, 1, 0, 0], [0, 0, 0, 1]]).float()
+
+
+@pytest.mark.parametrize(
+    ("acts", "expected"),
+    [
+        # The parent's latent (column 3) is silent on one row of the first child.
+        ([[0, 0, 0, 2], [0, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0]], 1 / 3),
+        # It is silent with either child: complete absorption, though it knows the parent alone.
+        ([[0, 0, 0, 2], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]], 1.0),
+        # Where the child's own latent is silent as well, nothing stands for the parent.
+        ([[0, 0, 0, 2], [0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0]], 1 / 3),
+        # A child's latent that is active without the child does not count.
+        ([[0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 0]], 0.0),
+        # Silence everywhere.
+        ([[0, 0, 0, 0]] * 5, 0.0),
+    ],
+)
+def test_absorption_by_hand(acts: list[list[int]], expected: float):
+    found = recovery.absorption(torch.tensor(acts).float(), TRUTH, REVERSED, PARENT_OF)
+    assert found == pytest.approx(expected)
+
+
+def test_a_parent_without_a_latent_is_absorbed_and_a_child_without_one_absorbs_nothing():
+    acts = TRUTH[:, [3, 2, 1, 0]]
+    assert recovery.absorption(acts, TRUTH, REVERSED, PARENT_OF) == 0
+    assert recovery.absorption(acts, TRUTH, torch.tensor([-1, 2, 1, 0]), PARENT_OF) == 1
+    assert recovery.absorption(acts, TRUTH, torch.tensor([-1, 2, -1, 0]), PARENT_OF) == pytest.approx(2 / 3)
+
+
+def test_absorption_equals_a_naive_loop(forest: Forest, data: SyntheticData):
+    truth = data.acts[:200]
+    acts = truth.flip(1) * (random(200, 24, seed=17) > 0)
+    latent_of = torch.arange(23, -1, -1)
+    absorbed, fires = 0, 0
+    for row, seen in zip(truth.tolist(), acts.tolist(), strict=True):
+        for child, parent in enumerate(forest.parent_of.tolist()):
+            if parent >= 0 and row[child]:
+                fires += 1
+                absorbed += seen[23 - child] > 0 and seen[23 - parent] == 0
+    assert absorbed > 0
+    assert recovery.absorption(acts, truth, latent_of, forest.parent_of) == pytest.approx(absorbed / fires)
+
+
+def test_absorption_without_any_child_that_fires_is_refused():
+    with pytest.raises(ValueError, match="`firings of children` must be at least one; not 0"):
+        recovery.absorption(TRUTH[:1], TRUTH[:1], REVERSED, PARENT_OF)
+
+
 # Two levels
 
 

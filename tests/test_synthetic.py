@@ -3,10 +3,11 @@ import math
 
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 
 from hsae import losses, synthetic
 from hsae.sae import SAE
-from hsae.synthetic import Forest, SyntheticData
+from hsae.synthetic import Forest, SyntheticConfig, SyntheticData
 from hsae.training import Autograd, Phase, Shuffled, fit
 from tests.forest import CONFIG, ROOTS, N, seeded
 
@@ -133,6 +134,11 @@ def test_fit_trains_on_the_samples_as_they_are(data: SyntheticData):
         ("p_parent", 0.0, "above 0 and at most 1"),
         ("p_child", 1.1, "above 0 and at most 1"),
         ("p_single", math.nan, "above 0 and at most 1"),
+        ("zipf", -1.0, "finite and 0 or above"),
+        ("correlation", 1.0, "0 or above and below 1"),
+        ("correlation", -0.1, "0 or above and below 1"),
+        ("noise_std", math.nan, "finite and 0 or above"),
+        ("bias_norm", -1.0, "finite and 0 or above"),
         ("magnitude_std", -0.1, "finite and 0 or above"),
         ("magnitude_std", math.inf, "finite and 0 or above"),
     ],
@@ -140,3 +146,88 @@ def test_fit_trains_on_the_samples_as_they_are(data: SyntheticData):
 def test_settings_out_of_range_are_refused_by_name(key: str, value: float, allowed: str):
     with pytest.raises(ValueError, match=f"`{key}` must be {allowed}; not {value}"):
         dataclasses.replace(CONFIG, **{key: value})
+
+
+# Skewed, correlated, shifted and noisy
+
+
+def rates_of(config: SyntheticConfig) -> torch.Tensor:
+    """How often each feature fires according to the settings."""
+    parents, singles = config.p_roots.split([config.parents, config.singles])
+    children = config.p_child * parents[:, None] * config.child_shares
+    return torch.cat([parents, children.flatten(), singles])
+
+
+def test_zipf_is_a_power_of_the_rank_with_the_probabilities_as_means():
+    config = dataclasses.replace(CONFIG, parents=3, children=2, singles=2, p_parent=0.22, p_single=0.15, zipf=1.0)
+    # 1, 1/2, 1/3 have the mean 11/18; 1 and 1/2 have 3/4.
+    assert config.p_roots.tolist() == pytest.approx([0.36, 0.18, 0.12, 0.2, 0.1])
+    assert config.child_shares.tolist() == pytest.approx([2 / 3, 1 / 3])
+    squared = dataclasses.replace(config, zipf=2.0).p_roots
+    assert (squared[:3] / squared[0]).tolist() == pytest.approx([1, 1 / 4, 1 / 9])
+
+
+def test_probabilities_are_cut_at_a_half_but_a_mean_above_it_stays():
+    config = dataclasses.replace(CONFIG, parents=3, singles=1, p_parent=0.44, p_single=0.9, zipf=1.0)
+    assert config.p_roots.tolist() == pytest.approx([0.5, 0.36, 0.24, 0.9])
+    assert dataclasses.replace(config, zipf=0.0).p_roots.tolist() == pytest.approx([0.44] * 3 + [0.9])
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.4, 0.9])
+def test_rates_are_those_of_the_settings_for_any_correlation(correlation: float):
+    config = dataclasses.replace(CONFIG, zipf=1.0, correlation=correlation)
+    data = synthetic.sample(synthetic.ground_truth(config, seeded(1)), N, seeded(2))
+    expected = rates_of(config)
+    bounds = 5 * (expected * (1 - expected) / N).sqrt()
+    assert (((data.acts > 0).double().mean(0) - expected).abs() < bounds).all()
+
+
+def test_roots_fire_together_as_often_as_a_bivariate_normal_says():
+    config = dataclasses.replace(CONFIG, zipf=0.5, correlation=0.6)
+    forest = synthetic.ground_truth(config, seeded(1))
+    fires = (synthetic.sample(forest, N, seeded(2)).acts[:, ROOTS] > 0).double()
+    found, p = fires.T @ fires / N, config.p_roots
+    cosines = (forest.loadings @ forest.loadings.T).tolist()
+    excess = []
+    for i in range(9):
+        for j in range(i):
+            covariance = [[1, 0.6 * cosines[i][j]], [0.6 * cosines[i][j], 1]]
+            expected = multivariate_normal.cdf(torch.special.ndtri(p[[i, j]]), cov=covariance)  # pyright: ignore[reportArgumentType]
+            assert found[i, j].item() == pytest.approx(expected, abs=5 * (expected * (1 - expected) / N) ** 0.5)
+            excess.append((expected / (p[i] * p[j])).item())
+    assert min(excess) < 0.7
+    assert max(excess) > 1.5
+
+
+def test_children_are_exclusive_and_need_their_parent_under_correlation_too():
+    config = dataclasses.replace(CONFIG, zipf=1.0, correlation=0.8)
+    forest = synthetic.ground_truth(config, seeded(1))
+    fires = synthetic.sample(forest, 2000, seeded(2)).acts > 0
+    for parent in range(5):
+        children = fires[:, forest.parent_of == parent]
+        assert not children[~fires[:, parent]].any()
+        assert children.sum(1).max() == 1
+
+
+def test_the_bias_is_in_every_input_and_noise_on_every_coordinate():
+    config = dataclasses.replace(CONFIG, bias_norm=3.0, noise_std=0.25)
+    forest = synthetic.ground_truth(config, seeded(1))
+    assert forest.bias.norm().item() == pytest.approx(3)
+    data = synthetic.sample(forest, N, seeded(2))
+    noise = (data.inputs - data.acts @ forest.features - forest.bias).double()
+    assert noise.mean(0).abs().max() < 5 * 0.25 / N**0.5
+    covariance = noise.T @ noise / N
+    torch.testing.assert_close(covariance, 0.25**2 * torch.eye(12, dtype=torch.float64), rtol=0, atol=0.004)
+    # The noise is no part of the truth, nor does it change it.
+    clean = dataclasses.replace(forest, config=dataclasses.replace(config, noise_std=0.0))
+    assert torch.equal(synthetic.sample(clean, N, seeded(2)).acts, data.acts)
+
+
+def test_orthogonal_directions_are_orthonormal():
+    features = synthetic.ground_truth(dataclasses.replace(CONFIG, d_in=24, orthogonal=True), seeded(1)).features
+    torch.testing.assert_close(features @ features.T, torch.eye(24), rtol=0, atol=1e-5)
+
+
+def test_more_orthogonal_features_than_dimensions_are_refused():
+    with pytest.raises(ValueError, match="`orthogonal` must be false for 24 features in 23 dimensions; not True"):
+        dataclasses.replace(CONFIG, d_in=23, orthogonal=True)
