@@ -5,7 +5,7 @@ is read off afterwards (hsae/posthoc.py).
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -46,7 +46,7 @@ class GroundTruthConfig:
     sharpening: Sharpening
     phase2: Phase
     phase3: Phase
-    flat: list[str] = field(default_factory=list)
+    flat: list[str]
 
     def __post_init__(self) -> None:
         check_positive(self, ["train_samples", "test_samples", "d_sae1", "d_sae2"])
@@ -92,7 +92,7 @@ class Truth:
         return self.test.data.acts
 
 
-def run(config: GroundTruthConfig, seed: int) -> dict[str, Scores]:
+def score_all(config: GroundTruthConfig, seed: int) -> dict[str, Scores]:
     """Scores of the HSAE, of its level 1 trained alone for as long, and of flat autoencoders, on one drawn forest.
 
     `seed` draws the forest, the samples and the models. See `score_flat` and `score_hsae` for the scores; `data` has
@@ -123,7 +123,7 @@ def train_level1(config: GroundTruthConfig, data: Samples, seed: int, longer: fl
     torch.manual_seed(seed)
     d_in = config.data.d_in
     model = variants.build(latents.activation, d_in, config.d_sae1, k=latents.k1, beta=c.beta1)
-    phase = Phase(**{**vars(phase), "epochs": phase.epochs + longer})
+    phase = replace(phase, epochs=phase.epochs + longer)
     sharpening.phase1(model, data, c, phase, config.sharpening, latents.dead_tokens, seed)
     return model
 
@@ -141,7 +141,7 @@ def train_flat(variant: str, config: GroundTruthConfig, data: Samples, l0: float
     """A flat autoencoder at that L0."""
     torch.manual_seed(seed)
     model = flat.build(variant, config.data.d_in, config.d_sae1, l0, config.coefficients.beta1)
-    phase = Phase(**{**vars(config.phase1), "epochs": config.epochs})
+    phase = replace(config.phase1, epochs=config.epochs)
     fit(variant, model, data, flat.gradients(model, l0), phase, seed, config.latents.dead_tokens)
     return model
 
@@ -153,27 +153,30 @@ def score_flat(model: SAE, truth: Truth, seed: int) -> Scores:
     edge_ap is that of the best way.
     """
     acts, directions = _acts(model.encode, truth.test), model.W_dec.detach()
-    latents = torch.arange(len(directions))
-    n_roots = int((truth.parent_of < 0).sum())
-    ways: dict[str, tuple[Tensor, Tensor]] = {
-        "conditional_probability": (latents, posthoc.conditional_probability(acts)),
-        "decoder_cosine": (latents, posthoc.decoder_cosine(directions, acts)),
-        "agglomerative": (latents, posthoc.agglomerative(directions, acts, n_roots)),
+    features, n_roots = truth.forest.features, int((truth.parent_of < 0).sum())
+    meta_directions, meta_edges = posthoc.meta_sae(directions, n_roots, META_K, seed)
+    meta_parents = recovery.match(meta_directions, features)
+    ways = {
+        "conditional_probability": posthoc.conditional_probability(acts),
+        "decoder_cosine": posthoc.decoder_cosine(directions, acts),
+        "agglomerative": posthoc.agglomerative(directions, acts, n_roots),
+        "meta_sae": meta_edges,
     }
-    scores = dictionary_scores(acts, directions, model.reconstruct, truth)
-    by_direction = recovery.match(directions, truth.forest.features)
-    by_activation = recovery.assign(recovery.f1_scores(acts, truth.acts))
-    for way, (_, edges) in ways.items():
-        found = [recovery.edge_scores(edges, m, m, truth.parent_of) for m in (by_direction, by_activation)]
-        scores[f"edge_ap_{way}"] = max(each.average_precision for each in found)
-    meta_directions, edges = posthoc.meta_sae(directions, n_roots, META_K, seed)
-    parents = recovery.match(meta_directions, truth.forest.features)
-    scores["edge_ap_meta_sae"] = max(
-        recovery.edge_scores(edges, parents, m, truth.parent_of).average_precision
-        for m in (by_direction, by_activation)
-    )
-    scores["edge_ap"] = max(value for name, value in scores.items() if name.startswith("edge_ap_"))
-    return scores
+    matchings = (recovery.match(directions, features), recovery.assign(recovery.f1_scores(acts, truth.acts)))
+    found = {
+        f"edge_ap_{way}": max(
+            recovery.edge_scores(
+                edges, meta_parents if way == "meta_sae" else own, own, truth.parent_of
+            ).average_precision
+            for own in matchings
+        )
+        for way, edges in ways.items()
+    }
+    return {
+        **dictionary_scores(acts, directions, model.reconstruct, truth),
+        **found,
+        "edge_ap": max(found.values()),
+    }
 
 
 def score_hsae(model: HierarchicalSAE, truth: Truth) -> Scores:

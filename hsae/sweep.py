@@ -128,8 +128,23 @@ class Comparison(Sweep):
         check("conditions", list(self.conditions), "one", len(self.conditions) == 1)
 
 
-AnySweep = Ablations | Frontier | Comparison
-SCHEMAS: dict[str, type[AnySweep]] = {"ablations": Ablations, "frontier": Frontier, "comparison": Comparison}
+@dataclass
+class GroundTruth(Sweep):
+    """Difficulties of synthetic data, at each of which methods are compared with the method `reference`.
+
+    `headline` has scores of hsae/ground_truth.py behind the difficulty: `easy.edge_ap`.
+    """
+
+    reference: str
+
+
+AnySweep = Ablations | Frontier | Comparison | GroundTruth
+SCHEMAS: dict[str, type[AnySweep]] = {
+    "ablations": Ablations,
+    "frontier": Frontier,
+    "comparison": Comparison,
+    "recovery": GroundTruth,
+}
 
 
 def load(name: str) -> AnySweep:
@@ -153,7 +168,7 @@ def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "seed", "metric", "value"])
 
 
-def compare(frame: pd.DataFrame, sweep: Ablations | Comparison) -> pd.DataFrame:
+def compare(frame: pd.DataFrame, sweep: Ablations | Comparison | GroundTruth) -> pd.DataFrame:
     """`paired_comparison` of the headline metrics, as far as a condition shares two seeds with the reference.
 
     Raises ValueError for a headline metric that no result has.
@@ -228,6 +243,15 @@ def methods(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
     return tidy(by_method)
 
 
+def known(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
+    """`tidy` rows whose conditions are the methods and whose metrics are metrics/synthetic.json's, by difficulty."""
+    by_method: dict[tuple[str, int], dict[str, Any]] = {}
+    for (difficulty, seed), content in results.items():
+        for method, scores in content.items():
+            by_method.setdefault((method, seed), {})[difficulty] = scores
+    return tidy(by_method)
+
+
 def points(evaluations: dict[tuple[str, int], dict[str, Any]], ys: list[str]) -> pd.DataFrame:
     """A row per method, level and sparsity, the mean over seeds: method, level (1 or 2), l0 and `ys`.
 
@@ -265,11 +289,15 @@ def collect(name: str, sweep: AnySweep, results: dict[tuple[str, int], Any], mis
         result["matched_l0"] = matched(active, sweep)
         figure = plots.frontier(active, sweep.headline)
     else:
-        frame = methods(results) if isinstance(sweep, Comparison) else tidy(results)
+        frame = tidy(results)
+        if isinstance(sweep, Comparison):
+            frame = methods(results)
+        elif isinstance(sweep, GroundTruth):
+            frame = known(results)
         comparisons = compare(frame, sweep)
         summary = summarize(frame, comparisons, list(sweep.headline))
         result["reference"] = sweep.reference
-        if isinstance(sweep, Comparison):
+        if isinstance(sweep, Comparison | GroundTruth):
             result["methods"] = summary
         else:
             result["overrides"] = {condition: flatten(values) for condition, values in sweep.conditions.items()}

@@ -31,7 +31,14 @@ def test_every_activation_is_a_kind_of_autoencoder_that_a_file_can_name(activati
     assert type(model.header()["kind"]) is str
 
 
-LATENTS = {"activation": Activation.topk, "k1": 4, "k2": 2, "dead_tokens": 0, "init_level2": Start.data, "init_tokens": 1}
+LATENTS = {
+    "activation": Activation.topk,
+    "k1": 4,
+    "k2": 2,
+    "dead_tokens": 0,
+    "init_level2": Start.data,
+    "init_tokens": 1,
+}
 
 
 @pytest.mark.parametrize(
