@@ -131,16 +131,17 @@ def test_the_committed_sweeps_change_what_there_is_to_values_that_the_schemas_ta
     assert not [key for overrides in runs.values() for key in overrides if key.split(".")[0] in shared]
 
 
-def test_conditions_without_a_phase_give_each_level_no_fewer_tokens_than_the_reference():
-    seen = {}
-    for (condition, _), overrides in load("ablations").runs(committed_params()).items():
-        first, second, both = (overrides[f"phase{i}.epochs"] for i in (1, 2, 3))
+def test_conditions_without_a_phase_give_no_level_fewer_tokens_than_the_reference():
+    params, seen = committed_params(), {}
+    for (condition, _), overrides in load("ablations").runs(params).items():
+        first, second, both = ((params | overrides)[f"phase{i}.epochs"] for i in (1, 2, 3))
         seen[condition] = (first + both, second + both)
     reference = seen["reference"]
-    assert seen["no_phase2"] == seen["no_phase3"] == reference
-    for condition in ("no_phase1", "all_off", "no_x_from_h1"):
-        assert seen[condition][0] == reference[0]
+    for condition in ("no_phase1", "no_phase2", "no_phase3", "all_off", "no_x_from_h1"):
+        assert seen[condition][0] >= reference[0]
         assert seen[condition][1] >= reference[1]
+    assert seen["no_phase1"][0] == seen["no_x_from_h1"][0] == seen["all_off"][0] == reference[0]
+    assert seen["no_phase2"][1] == seen["no_phase3"][1] == reference[1]
 
 
 def test_a_description_with_an_unknown_or_missing_key_or_no_yaml_is_refused_in_one_line(
