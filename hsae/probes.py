@@ -91,7 +91,8 @@ class Probe:
             one_hot = (labels[:, i, None] == torch.arange(z.shape[2], device=z.device)).to(z)
             torch.sub(z.softmax(2), one_hot[:, None], out=out)
         residuals = residuals.flatten(1).div_(len(scaled))
-        weight, bias = gram(residuals, scaled).contiguous(), residuals.sum(0)
+        # As a product: a sum over rows takes several times as long.
+        weight, bias = gram(residuals, scaled).contiguous(), residuals.new_ones(len(residuals)) @ residuals
         return weight.view_as(self.weight), bias.view_as(self.bias)
 
     def classes(self) -> list[slice]:
