@@ -1,6 +1,7 @@
 """Clusterings of latents against each other, against the character taxonomy and against chance."""
 
-from itertools import combinations
+from collections.abc import Iterator
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,15 @@ from hsae.feature_clustering import FeatureClusteringConfig, Features, embed, la
 from hsae.latent_classes import LABELLINGS, Text, latent_classes
 from hsae.partition_indices import Z95, agreement, ami, davies_bouldin, half_sample_error, measured, number, silhouette
 
-RIVALS = {"decoder_clusters": "decoder", "coactivation_clusters": "coactivation"}
-"""Clusterings of the flat SAE that level-2 groups are compared with, and the trees that they are cut from."""
+CLUSTERINGS = {
+    "level2_by_decoder": ("hsae", "groups_decoder", "groups_decoder"),
+    "level2_by_coactivation": ("hsae", "groups_coactivation", "groups_coactivation"),
+    "flat_by_decoder": ("flat", "decoder_clusters", "decoder"),
+    "flat_by_coactivation": ("flat", "coactivation_clusters", "coactivation"),
+}
+"""Level-2 groups, and agglomerative clusters of a flat SAE: dictionary, partition, and the tree that continues it."""
+
+CHARACTERS = ["current_character", "next_character"]
 
 MOST_COLORS = 9  # communities that figures tell apart
 Draws = dict[tuple[str, str], dict[str, list[float]]]
@@ -28,7 +36,7 @@ def analyse(features: Features, text: Text, config: FeatureClusteringConfig) -> 
     - partitions: number of clusters and latents of the largest; silhouette (cosine) and Davies-Bouldin in decoder
       space, modularity in the co-activation graph. Nulls: labels `shuffled` over the latents; what the same method
       finds among `random_directions`, or among latents that are `independent`
-    - cophenetic: correlation of each tree with its distances. Nulls: as above; of the groups' tree, whose distances
+    - cophenetic: correlation of each tree with its distances. Nulls: as above; of the groups' trees, whose distances
       have no such model, the same distances `shuffled` over the pairs
     - between: agreement of every two partitions. decoder_clusters with communities is geometry against function
     - taxonomy: agreement of every partition with each of LABELLINGS, latents without a class left out
@@ -52,18 +60,18 @@ def analyse(features: Features, text: Text, config: FeatureClusteringConfig) -> 
     }
 
 
-def differences(
-    hsae: Features, flat: Features, text: Text, config: FeatureClusteringConfig
-) -> dict[str, dict[str, dict[str, dict[str, float | None]]]]:
-    """AMI with the taxonomy: level-2 groups by decoder less each of RIVALS of the flat SAE, at each of LABELLINGS.
+def differences(hsae: Features, flat: Features, text: Text, config: FeatureClusteringConfig) -> pd.DataFrame:
+    """AMI with the taxonomy: level-2 groups less agglomerative clusters of the flat SAE, by decoder and co-activation.
 
-    By rival, definition and labelling: level2, flat, difference, and low and high, its 95% interval over the choice of
-    latents, independent for the two dictionaries (`half_sample_error`; the clusterings stay as they are). Definitions:
+    A row for each of the 2 x 2 comparisons of CLUSTERINGS, definition and one of LABELLINGS. Columns: level2, flat (the
+    clusterings), definition, labelling, level2_ami, flat_ami, difference, and low and high, its 95% interval over the
+    choice of latents, independent for the two dictionaries (`half_sample_error`; the clusterings stay as they are).
+    Definitions:
 
-    - main: as many clusters as there are groups; classes by `information`; selective latents alone
+    - main: as many clusters as there are groups by decoder; classes by `information`; selective latents alone
     - by_share: classes by `share`
     - all_latents: also latents that are not selective
-    - cut_at_classes: the trees, that of the groups too, are cut at as many clusters as the level has classes. AMI of
+    - cut_at_classes: the trees, those of the groups too, are cut at as many clusters as the level has classes. AMI of
       hundreds of groups with four classes cannot be near 1, however pure the groups are
     """
     rng = np.random.default_rng(config.seed)
@@ -73,17 +81,79 @@ def differences(
         "all_latents": ("information", 0.0),
         "cut_at_classes": ("information", config.min_share),
     }
-    results: dict[str, Any] = {rival: {definition: {} for definition in rules} for rival in RIVALS}
+    dictionaries, rows = {"hsae": hsae, "flat": flat}, []
     for definition, rule in rules.items():
-        classes = {features: latent_classes(of.acts, text, *rule) for features, of in (("hsae", hsae), ("flat", flat))}
+        classes = {name: latent_classes(features.acts, text, *rule) for name, features in dictionaries.items()}
         for labelling in LABELLINGS:
             n_classes = len(text.classes(labelling.split("_")[1])[0])
             cut = n_classes if definition == "cut_at_classes" else None
-            own = _score(hsae, "groups_decoder", "groups", cut, classes["hsae"][labelling], config, rng)
-            for rival, tree in RIVALS.items():
-                other = _score(flat, rival, tree, cut, classes["flat"][labelling], config, rng)
-                results[rival][definition][labelling] = _difference(own, other)
-    return results
+            scores = {
+                name: _score(dictionaries[of], partition, tree, cut, classes[of][labelling], config, rng)
+                for name, (of, partition, tree) in CLUSTERINGS.items()
+            }
+            rows += [
+                {"level2": a, "flat": b, "definition": definition, "labelling": labelling}
+                | _difference(scores[a], scores[b])
+                for a, b in product([*CLUSTERINGS][:2], [*CLUSTERINGS][2:])
+            ]
+    return pd.DataFrame(rows)
+
+
+def headline(analyses: dict[str, dict[str, Any]], compared: pd.DataFrame) -> dict[str, Any]:
+    """What `analyse` of `hsae` and of `flat`, and `differences`, come to: AMI, and each index beside its null's mean.
+
+    - latents: living, and selective for the current and the next character
+    - taxonomy: AMI of each of CLUSTERINGS with the current and the next character; 0 is expected of chance
+    - differences: between these, with 95% intervals
+    - geometry_with_function: AMI of clusters by decoder direction with communities of co-activation
+    - shape: modularity of the communities; silhouette and Davies-Bouldin of the clusters by decoder direction
+    - purity (with the current character) and cophenetic correlation of each tree
+    """
+    main = compared.query("definition == 'main' and labelling in @CHARACTERS")
+    result: dict[str, Any] = {
+        "latents": {
+            name: {of: found["latents"][of] for of in ("living", *CHARACTERS)} for name, found in analyses.items()
+        },
+        "taxonomy": {
+            name: {of: analyses[dictionary]["taxonomy"][partition][of]["ami"]["value"] for of in CHARACTERS}
+            for name, (dictionary, partition, _) in CLUSTERINGS.items()
+        },
+        "differences": {},
+    }
+    for row in main.to_dict("records"):
+        pair = result["differences"].setdefault(f"{row['level2']}_less_{row['flat']}", {})
+        pair[row["labelling"]] = {name: number(row[name]) for name in ("difference", "low", "high")}
+    for dictionary, found in analyses.items():
+        shape = found["partitions"]
+        result[dictionary] = {
+            "geometry_with_function": _beside_null(
+                found["between"]["decoder_clusters_with_communities"]["ami"], "permuted"
+            ),
+            "modularity": _beside_null(shape["communities"]["modularity"], "independent"),
+            "silhouette": _beside_null(shape["decoder_clusters"]["silhouette"], "random_directions"),
+            "davies_bouldin": _beside_null(shape["decoder_clusters"]["davies_bouldin"], "random_directions"),
+            "purity": {tree: _beside_null(of["current_character"], "permuted") for tree, of in found["purity"].items()},
+            "cophenetic": {tree: _beside_null(of, [*of][1]) for tree, of in found["cophenetic"].items()},
+        }
+    return result
+
+
+def detail_frame(analyses: dict[str, dict[str, Any]], compared: pd.DataFrame) -> pd.DataFrame:
+    """Every number of `analyse`, by dictionary, and of `differences`: a row for each number and null that it has.
+
+    Columns: dictionary, measure (its keys, joined by dots), value, null, null_mean, null_sd, low, high; the last two
+    (an interval) are of differences, whose dictionary is hsae_less_flat.
+    """
+    rows = [
+        {"dictionary": dictionary, "measure": ".".join(path), **row}
+        for dictionary, found in analyses.items()
+        for path, row in _leaves(found)
+    ]
+    names = compared[["level2", "flat", "definition", "labelling"]].agg(".".join, axis=1)
+    of_differences = pd.DataFrame({"dictionary": "hsae_less_flat", "measure": names, "value": compared["difference"]})
+    frame = pd.DataFrame(rows, columns=["dictionary", "measure", "value", "null", "null_mean", "null_sd"])
+    frame = frame.astype({"value": float, "null_mean": float, "null_sd": float})
+    return frame.merge(of_differences.join(compared[["low", "high"]]), how="outer", sort=False)
 
 
 def agreement_frame(analyses: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -166,9 +236,9 @@ def _chance(features: Features, config: FeatureClusteringConfig, rng: np.random.
         note("decoder_clusters", "silhouette", "random_directions", silhouette(tree.distances, labels))
         note("decoder_clusters", "davies_bouldin", "random_directions", davies_bouldin(directions, labels))
         note("decoder", "cophenetic", "random_directions", tree.cophenetic_correlation())
-        if "groups" in features.trees:
-            shuffled = features.trees["groups"].shuffled(rng)
-            note("groups", "cophenetic", "shuffled", shuffled.cophenetic_correlation())
+        for name in [tree for tree in features.trees if tree in features.partitions]:
+            shuffled = features.trees[name].shuffled(rng)
+            note(name, "cophenetic", "shuffled", shuffled.cophenetic_correlation())
     for phi in coactivation.independent(features.active, config.n_null, rng):
         graph = coactivation.neighbour_graph(phi, config.n_neighbors)
         tree = Dendrogram.average(similarity_distances(phi))
@@ -207,13 +277,30 @@ def _score(
     return ami(labels, classes), half_sample_error(labels, classes, config.n_resamples, rng)
 
 
-def _difference(own: tuple[float, float], other: tuple[float, float]) -> dict[str, float | None]:
+def _difference(own: tuple[float, float], other: tuple[float, float]) -> dict[str, float]:
     difference, margin = own[0] - other[0], Z95 * float(np.hypot(own[1], other[1]))
-    values = {
-        "level2": own[0],
-        "flat": other[0],
+    return {
+        "level2_ami": own[0],
+        "flat_ami": other[0],
         "difference": difference,
         "low": difference - margin,
         "high": difference + margin,
     }
-    return {name: number(value) for name, value in values.items()}
+
+
+def _beside_null(record: dict[str, Any], null: str) -> dict[str, float | None]:
+    """What `partition_indices.measured` gives, with one null and its mean alone."""
+    return {"value": record["value"], "null": record[null]["mean"]}
+
+
+def _leaves(record: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every number of nested mappings, by its keys: a row of its value alone, or of its value and each null."""
+    for key, value in record.items():
+        if not isinstance(value, dict):
+            yield (*path, key), {"value": value}
+        elif "value" in value:
+            for null in [name for name in value if name != "value"]:
+                draws = {f"null_{name}": moment for name, moment in value[null].items()}
+                yield (*path, key), {"value": value["value"], "null": null, **draws}
+        else:
+            yield from _leaves(value, (*path, key))

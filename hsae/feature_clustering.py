@@ -21,8 +21,9 @@ from hsae.partition_indices import ami, number
 class FeatureClusteringConfig:
     """Section `feature_clustering`: what counts, the co-activation graph, and how often chance is drawn.
 
-    The first `n_tokens` of the test split are used. A latent lives if it is active on `min_active` of them, and is
-    selective if its class holds `min_share` of its activation. `n_neighbors`: edges of a latent. `n_null`: draws of
+    The first `n_tokens` of the test split are used: clusterings, graphs and groups come from one half of them, classes
+    from the other. A latent lives if it is active on `min_active` tokens of the first, and is selective if its class
+    holds `min_share` of its activation on the second. `n_neighbors`: edges of a latent. `n_null`: draws of
     each null; `n_resamples`: of the halves behind a standard error. `groups_shown`: the largest groups of the figures.
     """
 
@@ -36,7 +37,8 @@ class FeatureClusteringConfig:
     seed: int
 
     def __post_init__(self) -> None:
-        check_positive(self, ["n_tokens", "min_active", "n_neighbors"])
+        check_positive(self, ["min_active", "n_neighbors"])
+        check("n_tokens", self.n_tokens, "at least 2, to be halved", self.n_tokens >= 2)
         check("min_share", self.min_share, "in 0..1", 0 <= self.min_share <= 1)
         for name in ("n_null", "n_resamples", "groups_shown"):
             check(name, getattr(self, name), "2 or above", getattr(self, name) >= 2)
@@ -50,9 +52,9 @@ class Features:
     """Which latents of the dictionary they are."""
     W_dec: Float[ndarray, "living d_in"]
     acts: csr_array
-    """Activations (token, living)."""
+    """Activations (token, living) on other tokens than those that they are clustered by: classes come from these."""
     active: csc_array
-    """1 where they are above 0."""
+    """1 where a latent is active (token, living), on the tokens that they are clustered by."""
     phi: Float[ndarray, "living living"]
     graph: nx.Graph
     """The co-activation graph (`coactivation.neighbour_graph`)."""
@@ -61,18 +63,24 @@ class Features:
 
 
 def flat_features(
-    acts: csr_array, W_dec: Float[ndarray, "latent d_in"], n_clusters: int, config: FeatureClusteringConfig
+    halves: tuple[csr_array, csr_array],
+    W_dec: Float[ndarray, "latent d_in"],
+    n_clusters: int,
+    config: FeatureClusteringConfig,
 ) -> Features:
     """The living latents of one SAE, clustered without any parents.
 
     decoder_clusters: average linkage of the cosine distances of decoder directions, cut at `n_clusters`.
-    coactivation_clusters: the same of 1 - phi. communities: Louvain's, of the co-activation graph. `acts` (token,
-    latent) are those of all latents. Raises ValueError if fewer than 2 latents live.
+    coactivation_clusters: the same of 1 - phi. communities: Louvain's, of the co-activation graph. `halves` are
+    activations (token, latent) of all latents on two halves of the tokens: those that cluster, and those that classes
+    come from. On the same tokens, latents that are active together would have the same class by chance too. Raises
+    ValueError if fewer than 2 latents live.
     """
+    acts, others = halves
     latents = living(acts, config.min_active)
     check("the number of living latents", len(latents), "at least 2", len(latents) >= 2)
-    W_dec, acts = W_dec[latents], acts[:, latents]
-    active = coactivation.activity(acts)
+    W_dec = W_dec[latents]
+    active = coactivation.activity(acts[:, latents])
     phi = coactivation.phi(active)
     graph = coactivation.neighbour_graph(phi, config.n_neighbors)
     trees = {
@@ -81,11 +89,11 @@ def flat_features(
     }
     partitions = {f"{name}_clusters": tree.cut(n_clusters) for name, tree in trees.items()}
     partitions["communities"] = coactivation.communities(graph, config.seed)
-    return Features(latents, W_dec, acts, active, phi, graph, trees, partitions)
+    return Features(latents, W_dec, others[:, latents], active, phi, graph, trees, partitions)
 
 
 def hsae_features(
-    acts: csr_array,
+    halves: tuple[csr_array, csr_array],
     W_dec1: Float[ndarray, "latent d_in"],
     W_dec2: Float[ndarray, "parent latent"],
     parents: dict[str, Int[ndarray, " latent"]],
@@ -93,18 +101,20 @@ def hsae_features(
 ) -> Features:
     """The living level-1 latents, clustered as those of a flat SAE are, into as many clusters as there are groups.
 
-    `parents` (-1: none), as `Graph.parents` gives them, by `decoder` and by whatever else: they make the partitions
-    groups_<by>. The tree `groups` merges the groups by decoder further, by average linkage of the cosine distances of
-    their parents' level-2 decoder rows; a latent without a parent is a group of its own, which points at itself.
+    `parents` (-1: none), as `Graph.parents` gives them, by `decoder` and by whatever else, on the first half: they make
+    the partitions groups_<by>. The tree of that name merges these groups further, by average linkage of the cosine
+    distances of their parents' level-2 decoder rows; a latent without a parent is a group of its own, which points at
+    itself.
     """
-    latents = living(acts, config.min_active)
+    latents = living(halves[0], config.min_active)
     groups = {by: parent_groups(parent[latents]) for by, parent in parents.items()}
-    features = flat_features(acts, W_dec1, int(groups["decoder"].max(initial=0)) + 1, config)
-    first = np.unique(groups["decoder"], return_index=True)[1]
-    parent = parents["decoder"][latents[first]]
-    rows = np.where(parent[:, None] >= 0, W_dec2[parent][:, latents], np.eye(len(latents))[first])
-    features.trees["groups"] = Dendrogram.average(cosine_distances(rows), groups["decoder"])
-    features.partitions.update({f"groups_{by}": labels for by, labels in groups.items()})
+    features = flat_features(halves, W_dec1, int(groups["decoder"].max(initial=0)) + 1, config)
+    for by, labels in groups.items():
+        first = np.unique(labels, return_index=True)[1]
+        parent = parents[by][latents[first]]
+        rows = np.where(parent[:, None] >= 0, W_dec2[parent][:, latents], np.eye(len(latents))[first])
+        features.trees[f"groups_{by}"] = Dendrogram.average(cosine_distances(rows), labels)
+        features.partitions[f"groups_{by}"] = labels
     return features
 
 
@@ -146,7 +156,7 @@ def headline(
     """AMI of groups of latents with the character taxonomy, at each of LABELLINGS; of the living, selective latents.
 
     `groups` are those of all latents, -1 for one that is in none: the parents that `Graph.parents("decoder")` gives, of
-    whatever model. `acts` (token, latent) are the activations on the tokens of `text`.
+    whatever model, best on other tokens. `acts` (token, latent) are the activations on the tokens of `text`.
     """
     latents = living(acts, config.min_active)
     labels = parent_groups(groups[latents])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,22 +14,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hsae.config import check, check_positive
-from hsae.products import linear
+from hsae.products import gram, product
+
+Settings = list[tuple[float, float]]  # learning rate and weight decay of every label
 
 
 @dataclass
 class ProbeConfig:
-    """Adam on batches of tokens, once from each rate of `lr`, which falls to 0 over `epochs`.
+    """AdamW on batches of tokens, from each rate of `lr`, which falls to 0 over `epochs`.
 
-    The last `held_out` of the tokens (a share) say which rate and when to stop: one that suits dense activations would
-    leave clusters, of which a token has one, far from converged.
-    `weight_decay` is decoupled (Loshchilov & Hutter 2019). Intervals come from `resamples` bootstrap samples.
+    The last `held_out` of the tokens (a share) choose, label by label: the rate, at the first `weight_decay`; then one
+    of all `weight_decay` at that rate; and when to stop. One setting for all representations would favour some: what
+    suits dense activations leaves clusters, of which a token has one, far from converged. Decay is decoupled
+    (Loshchilov & Hutter 2019). Intervals come from `resamples` bootstrap samples.
     """
 
     epochs: int
     batch_size: int
     lr: list[float]
-    weight_decay: float
+    weight_decay: list[float]
     held_out: float
     resamples: int
     seed: int
@@ -36,25 +40,64 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         check_positive(self, ["epochs", "batch_size", "resamples"])
         check("lr", self.lr, "one or more rates above 0", bool(self.lr) and min(self.lr) > 0)
-        check("weight_decay", self.weight_decay, "0 or above", self.weight_decay >= 0)
+        decays = self.weight_decay
+        check("weight_decay", decays, "one or more numbers, 0 or above", bool(decays) and min(decays) >= 0)
         check("held_out", self.held_out, "between 0 and 1", 0 < self.held_out < 1)
+
+
+class Choice(NamedTuple):
+    """What the held-out tokens chose for a label."""
+
+    held_out: float
+    """Their cross-entropy, in nats."""
+    lr: float
+    weight_decay: float
+    epochs: int
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Softmax regressions from one representation to several labels: inputs are divided by `scale`."""
+    """Softmax regressions from one representation to several labels, one for each of several settings.
+
+    Inputs are divided by `scale`. The classes of a label, of which `sizes` says how many there are, are neighbours.
+    """
 
     scale: Float[Tensor, " d"]
-    weight: Float[Tensor, "class d"]
-    bias: Float[Tensor, " class"]
+    weight: Float[Tensor, "setting class d"]
+    bias: Float[Tensor, "setting class"]
     sizes: list[int]
+
+    def logits(self, scaled: Float[Tensor, "token d"]) -> list[Float[Tensor, "token setting class_of_label"]]:
+        """Of every label, from inputs that have been divided by `scale`."""
+        logits = product(scaled, self.weight.flatten(0, 1).T, self.bias.flatten())
+        return list(logits.unflatten(1, self.bias.shape).split(self.sizes, 2))
 
     def cross_entropies(
         self, inputs: Float[Tensor, "token d"], labels: Int[Tensor, "token label"]
-    ) -> Float[Tensor, "token label"]:
+    ) -> Float[Tensor, "token setting label"]:
         """-log p of every token's labels, in nats."""
-        logits = linear(inputs / self.scale, self.weight, self.bias).split(self.sizes, 1)
-        return torch.stack([F.cross_entropy(z, labels[:, i], reduction="none") for i, z in enumerate(logits)], 1)
+        losses = [
+            F.cross_entropy(z.flatten(0, 1), labels[:, i].repeat_interleave(z.shape[1]), reduction="none")
+            for i, z in enumerate(self.logits(inputs / self.scale))
+        ]
+        return torch.stack(losses, 1).view(len(inputs), -1, len(self.sizes))
+
+    def gradients(
+        self, scaled: Float[Tensor, "token d"], labels: Int[Tensor, "token label"]
+    ) -> tuple[Float[Tensor, "setting class d"], Float[Tensor, "setting class"]]:
+        """Of the cross-entropies' sum over labels and mean over tokens, by weight and bias: softmax less one-hot."""
+        residuals = torch.empty(len(scaled), *self.bias.shape, device=scaled.device)
+        for i, (z, out) in enumerate(zip(self.logits(scaled), residuals.split(self.sizes, 2), strict=True)):
+            one_hot = (labels[:, i, None] == torch.arange(z.shape[2], device=z.device)).to(z)
+            torch.sub(z.softmax(2), one_hot[:, None], out=out)
+        residuals = residuals.flatten(1).div_(len(scaled))
+        # As a product: a sum over rows takes several times as long.
+        weight, bias = gram(residuals, scaled).contiguous(), residuals.new_ones(len(residuals)) @ residuals
+        return weight.view_as(self.weight), bias.view_as(self.bias)
+
+    def classes(self) -> list[slice]:
+        """Where each label's classes stand."""
+        return [slice(int(start), int(end)) for start, end in pairwise(np.cumsum([0, *self.sizes]))]
 
 
 def fit_probe(
@@ -62,46 +105,76 @@ def fit_probe(
     labels: Int[Tensor, "token label"],
     sizes: list[int],
     config: ProbeConfig,
-) -> Probe:
+) -> tuple[Probe, list[Choice]]:
     """Multinomial logistic regressions of all labels (of `sizes` classes) at once: they share nothing but the product.
 
     `inputs` are in the order of the text, so that the tokens held out at its end are other contexts. Every label keeps
-    the weights of the rate and epoch at which its own held-out cross-entropy was lowest. Inputs are divided by the root
-    mean square of their nonzero values: by their standard deviation, rare latents would be huge where they are active.
+    the weights of the rate, decay and epoch at which its own held-out cross-entropy was lowest. Inputs are divided by
+    the root mean square of their nonzero values: by their standard deviation, rare latents would be huge where they are
+    active. Raises ValueError for too few tokens.
     """
     n = round(len(inputs) * (1 - config.held_out))
     check("tokens", len(inputs), "enough to fit on some and hold out others", 0 < n < len(inputs))
-    nonzero = (inputs != 0).sum(0).clamp(min=1)
-    scale = (inputs.square().sum(0) / nonzero).sqrt().clamp(min=1e-8)
-    best = Probe(scale, inputs.new_zeros(sum(sizes), inputs.shape[1]), inputs.new_zeros(sum(sizes)), sizes)
-    lowest = [torch.inf] * len(sizes)
-    for lr in config.lr:
-        for probe in _train(inputs[:n], labels[:n], best, lr, config):
-            losses = probe.cross_entropies(inputs[n:], labels[n:]).mean(0).tolist()
-            for label, (start, end) in enumerate(pairwise(np.cumsum([0, *sizes]))):
-                if losses[label] < lowest[label]:
-                    lowest[label] = losses[label]
-                    best.weight[start:end], best.bias[start:end] = probe.weight[start:end], probe.bias[start:end]
-    return best
+    scale = (inputs.square().sum(0) / (inputs != 0).sum(0).clamp(min=1)).sqrt().clamp(min=1e-8)
+    best = Probe(scale, inputs.new_zeros(1, sum(sizes), inputs.shape[1]), _log_frequencies(labels[:n], sizes), sizes)
+    start, choices = replace(best, weight=best.weight.clone(), bias=best.bias.clone()), [Choice(torch.inf, 0, 0, 0)]
+    choices *= len(sizes)
+
+    def try_all(settings: list[Settings]) -> None:
+        for epoch, probe in enumerate(_train(inputs[:n], labels[:n], start, settings, config), 1):
+            held_out = zip(inputs[n:].split(8192), labels[n:].split(8192), strict=True)
+            losses = torch.cat([probe.cross_entropies(*some) for some in held_out]).mean(0).tolist()
+            for setting, rows in enumerate(losses):
+                for label, (loss, place) in enumerate(zip(rows, probe.classes(), strict=True)):
+                    if loss < choices[label].held_out:
+                        choices[label] = Choice(loss, *settings[setting][label], epoch)
+                        best.weight[0, place] = probe.weight[setting, place]
+                        best.bias[0, place] = probe.bias[setting, place]
+
+    first, *others = config.weight_decay
+    try_all([[(lr, first)] * len(sizes) for lr in config.lr])
+    if others:
+        try_all([[(choice.lr, decay) for choice in choices] for decay in others])
+    return best, choices
 
 
+@torch.no_grad()
 def _train(
-    inputs: Float[Tensor, "token d"], labels: Int[Tensor, "token label"], like: Probe, lr: float, config: ProbeConfig
+    inputs: Float[Tensor, "token d"],
+    labels: Int[Tensor, "token label"],
+    start: Probe,
+    settings: list[Settings],
+    config: ProbeConfig,
 ) -> Iterator[Probe]:
-    """Train from zero; the probe after every epoch."""
-    probe = replace(like, weight=torch.zeros_like(like.weight), bias=torch.zeros_like(like.bias))
-    parameters = [probe.weight.requires_grad_(), probe.bias.requires_grad_()]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=config.weight_decay)
+    """Train with all settings side by side, on the same batches; the probe after every epoch."""
+    n = len(settings)
+    probe = replace(start, weight=start.weight.repeat(n, 1, 1), bias=start.bias.repeat(n, 1))
+    parts = [(setting, label) for setting in range(n) for label in range(len(start.sizes))]
+    places = [(setting, start.classes()[label]) for setting, label in parts]
+    parameters = [[tensor[place] for tensor in (probe.weight, probe.bias)] for place in places]
+    groups = [
+        {"params": tensors, "lr": settings[setting][label][0], "weight_decay": settings[setting][label][1]}
+        for tensors, (setting, label) in zip(parameters, parts, strict=True)
+    ]
+    optimizer = torch.optim.AdamW(groups, fused=True)
     steps = config.epochs * -(-len(inputs) // config.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    generator = torch.Generator().manual_seed(config.seed)
+    generator, inputs = torch.Generator().manual_seed(config.seed), inputs / start.scale
     for _ in range(config.epochs):
         for rows in torch.randperm(len(inputs), generator=generator).to(inputs.device).split(config.batch_size):
-            optimizer.zero_grad()
-            probe.cross_entropies(inputs[rows], labels[rows]).mean(0).sum().backward()
+            gradients = probe.gradients(inputs[rows], labels[rows])
+            for tensors, place in zip(parameters, places, strict=True):
+                for tensor, gradient in zip(tensors, gradients, strict=True):
+                    tensor.grad = gradient[place]
             optimizer.step()
             schedule.step()
-        yield replace(probe, weight=probe.weight.detach(), bias=probe.bias.detach())
+        yield probe
+
+
+def _log_frequencies(labels: Int[Tensor, "token label"], sizes: list[int]) -> Float[Tensor, "1 class"]:
+    """Where biases start: a class that never occurs counts as one that occurred once."""
+    counts = [(labels[:, [i]] == torch.arange(n, device=labels.device)).sum(0) for i, n in enumerate(sizes)]
+    return torch.cat([(count.clamp(min=1) / len(labels)).log() for count in counts])[None]
 
 
 def compare(
@@ -113,15 +186,17 @@ def compare(
     context: int,
     config: ProbeConfig,
 ) -> pd.DataFrame:
-    """`bounds` of a representation on the tokens `test`, by probes that were fitted on the tokens `train`."""
+    """`bounds` of a representation on the tokens `test`, by probes that were fitted on the tokens `train` alone.
+
+    With the columns of `Choice`: held_out, lr, weight_decay and epochs.
+    """
     sizes = (1 + np.maximum(y_train.max(0), y_test.max(0))).tolist()
     labels = [torch.from_numpy(y).long().to(train.device) for y in (y_train, y_test)]
-    probe = fit_probe(train, labels[0], sizes, config)
-    with torch.no_grad():
-        losses = torch.cat(
-            [probe.cross_entropies(*some) for some in zip(test.split(8192), labels[1].split(8192), strict=True)]
-        )
-    return bounds(losses.cpu().numpy(), y_test.astype(int), names, context, config.resamples, config.seed)
+    probe, choices = fit_probe(train, labels[0], sizes, config)
+    batches = zip(test.split(8192), labels[1].split(8192), strict=True)
+    losses = torch.cat([probe.cross_entropies(*some) for some in batches])[:, 0].cpu().numpy()
+    found = bounds(losses, y_test.astype(int), names, context, config.resamples, config.seed)
+    return found.join(pd.DataFrame(choices))
 
 
 def bounds(
@@ -158,7 +233,9 @@ def bounds(
 
 def nested(bounds: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
     """Entropy, bound, interval and share by representation (a column) and label; None where a label never varies."""
-    numbers = bounds.set_index(["representation", "label"]).astype(object).where(lambda frame: frame.notna(), None)
+    columns = ["entropy", "bound", "low", "high", "share"]
+    numbers = bounds.set_index(["representation", "label"]).filter(columns).astype(object)
+    numbers = numbers.where(numbers.notna(), None)
     return {
         str(name): {str(label): row for label, row in group.droplevel(0).to_dict("index").items()}
         for name, group in numbers.groupby(level=0, sort=False)

@@ -1,12 +1,12 @@
-"""Level-1 latents and a flat SAE's, clustered in several ways -> metrics/feature_clustering.json and three figures."""
+"""Level-1 latents and a flat SAE's, clustered in several ways -> a headline, all its detail, three figures."""
 
 from pathlib import Path
 
 from hsae import clustering_plots, graph, hierarchical, run, variants
 from hsae.coactivation import sparse_acts
-from hsae.feature_analysis import agreement_frame, analyse, differences, latent_frame
+from hsae.feature_analysis import agreement_frame, analyse, detail_frame, differences, headline, latent_frame
 from hsae.feature_clustering import FeatureClusteringConfig, flat_features, hsae_features
-from hsae.files import read_json, read_tensors, write_figure, write_json
+from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
 from hsae.latent_classes import Text
 from stages.files import read_store
 
@@ -20,19 +20,24 @@ def main() -> None:
         topk = variants.load(*read_tensors(stage.input("models/flat_baseline/topk.safetensors"))).to(device)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
         test = read_store(stage, "test", device)
-        offsets = test.activations.offsets[: config.n_tokens].numpy()
+        half = min(config.n_tokens, len(test)) // 2  # of the tokens: clusters from the first, classes from the second
+        offsets = test.activations.offsets[half : 2 * half].numpy()
         alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
         text = Text(tokens[offsets].astype(int), tokens[offsets + 1].astype(int), alphabet)
-        batches = test.x(slice(0, config.n_tokens)).split(4096)
-        measured = graph.measure(model, batches)
+        halves = [test.x(slice(start, start + half)).split(4096) for start in (0, half)]
+        measured = graph.measure(model, halves[0])
         parents = {by: measured.parents(by).numpy() for by in ("decoder", "coactivation")}
         W_dec1, W_dec2, W_flat = (sae.W_dec.detach().cpu().numpy() for sae in (model.level1, model.level2, topk))
-        hsae = hsae_features(sparse_acts(model.level1.encode, batches), W_dec1, W_dec2, parents, config)
+        of_hsae, of_flat = (
+            (sparse_acts(sae.encode, halves[0]), sparse_acts(sae.encode, halves[1])) for sae in (model.level1, topk)
+        )
+        hsae = hsae_features(of_hsae, W_dec1, W_dec2, parents, config)
         n_groups = int(hsae.partitions["groups_decoder"].max()) + 1
-        flat = flat_features(sparse_acts(topk.encode, batches), W_flat, n_groups, config)
+        flat = flat_features(of_flat, W_flat, n_groups, config)
         analyses = {"hsae": analyse(hsae, text, config), "flat": analyse(flat, text, config)}
-        result = {"n_tokens": len(offsets), **analyses, "differences": differences(hsae, flat, text, config)}
-        write_json(Path("metrics/feature_clustering.json"), result)
+        compared = differences(hsae, flat, text, config)
+        write_json(Path("metrics/feature_clustering.json"), {"n_tokens": 2 * half, **headline(analyses, compared)})
+        write_csv(Path("plots/feature_clustering.csv"), detail_frame(analyses, compared))
         latents = latent_frame(hsae, text, config)
         shown = latents.query("group != 'other'").drop(columns=["x", "y"])
         figures = {

@@ -28,25 +28,28 @@ def main() -> None:
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
         known = context_labels(tokens, read_json(stage.input("data/tokenizer.json"))["alphabet"])
         val, test = (read_store(stage, split, device) for split in ("val", "test"))
-        n_tokens = min(config.tokens, len(test)) // test.context * test.context
-        x_val, x_test = val.x(slice(None)), test.x(slice(0, n_tokens))
-        offsets = torch.cat([val.activations.offsets, test.activations.offsets[:n_tokens]]).numpy()
+        half = len(test) // (2 * test.context) * test.context
+        n_tokens = min(config.tokens, half) // test.context * test.context
+        offsets = torch.cat([val.activations.offsets, test.activations.offsets]).numpy()
         classes = np.stack([shared.common_classes(known[name][offsets]) for name in CONTEXT], 1)
         y_val, y_test = np.split(classes, [len(val)])
 
-        h1, h2 = (quantile_bins(encoders[name](x_test).cpu().numpy(), config.bins) for name in LEVELS)
+        x_val, x_pairs, x_score = val.x(slice(None)), test.x(slice(0, n_tokens)), test.x(slice(half, 2 * half))
+        h1, h2 = (quantile_bins(encoders[name](x_pairs).cpu().numpy(), config.bins) for name in LEVELS)
         levels = shared.examine(h1, h2, W_dec, test.context, config)
         of_labels = {
-            name: shared.label_information(acts, y_test, CONTEXT, test.context, config)
+            name: shared.label_information(acts, y_test[:n_tokens], CONTEXT, test.context, config)
             for name, acts in zip(LEVELS, (h1, h2), strict=True)
         }
+        y_score = y_test[half : 2 * half]
         bounds = pd.concat(
-            probes.compare(encode(x_val), encode(x_test), y_val, y_test, CONTEXT, test.context, config.probe)
+            probes.compare(encode(x_val), encode(x_score), y_val, y_score, CONTEXT, test.context, config.probe)
             .assign(representation=name)
             for name, encode in encoders.items()
         )  # fmt: skip
         metrics = {
             "n_tokens": n_tokens,
+            "n_tokens_probes": len(x_score),
             "n_shifts": config.shifts,
             "levels": shared.summarize(levels, config.fdr),
             "conditional_entropy": shared.conditional_entropies(h1, h2, levels, config.children),
@@ -55,6 +58,7 @@ def main() -> None:
         }
         write_json(Path("metrics/mutual_information.json"), metrics)
         write_csv(Path("plots/mutual_information.csv"), levels.tested)
+        write_csv(Path("plots/probe_bounds.csv"), bounds)
         figures = {
             "mutual_information": information_plots.information_heatmap(levels.u, W_dec),
             "information_weight": information_plots.information_weight(shared.live_pairs(levels)),

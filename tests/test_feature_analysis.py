@@ -2,10 +2,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from hsae.feature_analysis import agreement_frame, analyse, differences, latent_frame
-from hsae.feature_clustering import Features, flat_features, headline, hsae_features
+from hsae import feature_clustering
+from hsae.feature_analysis import agreement_frame, analyse, detail_frame, differences, headline, latent_frame
+from hsae.feature_clustering import Features, flat_features, hsae_features
 from hsae.files import read_json, write_json
 from hsae.latent_classes import LABELLINGS
 from tests.test_feature_clustering import CONFIG, N_LATENTS, decoders, planted
@@ -15,13 +17,13 @@ from tests.test_feature_clustering import CONFIG, N_LATENTS, decoders, planted
 def hsae() -> Features:
     acts, _, groups = planted()
     parents = {"decoder": groups, "coactivation": np.random.default_rng(0).permutation(groups)}
-    return hsae_features(acts, *decoders(), parents, CONFIG)
+    return hsae_features((acts, acts), *decoders(), parents, CONFIG)
 
 
 @pytest.fixture(scope="module")
 def flat() -> Features:
     acts, _, _ = planted()
-    return flat_features(acts, decoders()[0], 6, CONFIG)
+    return flat_features((acts, acts), decoders()[0], 6, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +71,11 @@ def test_indices_stand_beside_the_nulls_that_they_need(analysis: dict[str, Any])
     assert directions["value"] > directions["shuffled"]["mean"] + 3 * directions["shuffled"]["sd"]
     assert set(analysis["cophenetic"]["decoder"]) == {"value", "random_directions"}
     assert set(analysis["cophenetic"]["coactivation"]) == {"value", "independent"}
-    assert set(analysis["cophenetic"]["groups"]) == {"value", "shuffled"}
+    assert set(analysis["cophenetic"]["groups_decoder"]) == {"value", "shuffled"}
 
 
 def test_the_trees_of_co_activation_and_of_groups_are_pure(analysis: dict[str, Any]):
-    for tree in ("coactivation", "groups"):
+    for tree in ("coactivation", "groups_decoder"):
         purity = analysis["purity"][tree]["current_character"]
         assert purity["value"] == pytest.approx(1)
         assert purity["permuted"]["mean"] < 0.6
@@ -83,44 +85,90 @@ def test_the_trees_of_co_activation_and_of_groups_are_pure(analysis: dict[str, A
 
 def test_what_is_undefined_is_none(analysis: dict[str, Any]):
     assert analysis["taxonomy"]["groups_decoder"]["next_character"]["ami"]["value"] is None
-    assert analysis["purity"]["groups"]["next_character"]["value"] is None
+    assert analysis["purity"]["groups_decoder"]["next_character"]["value"] is None
 
 
 def test_the_headline_is_the_analysis_number(analysis: dict[str, Any]):
     acts, text, groups = planted()
     rows = analysis["taxonomy"]["groups_decoder"]
-    assert headline(groups, acts, text, CONFIG) == {name: rows[name]["ami"]["value"] for name in LABELLINGS}
+    assert feature_clustering.headline(groups, acts, text, CONFIG) == {
+        name: rows[name]["ami"]["value"] for name in LABELLINGS
+    }
 
 
-def test_differences_are_of_the_two_amis_with_an_interval_around(hsae: Features, flat: Features):
-    text = planted()[1]
-    found = differences(hsae, flat, text, CONFIG)
-    assert found == differences(hsae, flat, text, CONFIG)
-    assert list(found) == ["decoder_clusters", "coactivation_clusters"]
-    for definitions in found.values():
-        assert list(definitions) == ["main", "by_share", "all_latents", "cut_at_classes"]
-        for labellings in definitions.values():
-            assert list(labellings) == LABELLINGS
-    geometric = found["decoder_clusters"]["main"]["current_character"]
-    own, other, difference, low, high = (
-        float(geometric[name] or 0) for name in ("level2", "flat", "difference", "low", "high")
-    )
-    assert own == pytest.approx(1)
-    assert difference == pytest.approx(own - other)
-    assert 0.5 < low < difference < high
-    assert difference - low == pytest.approx(high - difference)
-    functional = found["coactivation_clusters"]["main"]["current_character"]
-    assert functional["difference"] == pytest.approx(0), "both find the characters"
-    assert set(leaves(found["decoder_clusters"]["main"]["next_character"])) == {None}
+@pytest.fixture(scope="module")
+def compared(hsae: Features, flat: Features) -> pd.DataFrame:
+    return differences(hsae, flat, planted()[1], CONFIG)
 
 
-def test_the_trees_are_cut_at_as_many_clusters_as_there_are_classes(hsae: Features, flat: Features):
+def row(compared: pd.DataFrame, level2: str, flat: str, definition: str, labelling: str) -> dict[str, float]:
+    keys = ["level2", "flat", "definition", "labelling"]
+    return compared.set_index(keys).loc[(level2, flat, definition, labelling)].to_dict()  # pyright: ignore
+
+
+def test_differences_are_of_every_two_amis_with_an_interval_around(
+    compared: pd.DataFrame, hsae: Features, flat: Features
+):
+    pd.testing.assert_frame_equal(compared, differences(hsae, flat, planted()[1], CONFIG))
+    assert len(compared) == 2 * 2 * 4 * len(LABELLINGS)
+    found = row(compared, "level2_by_decoder", "flat_by_decoder", "main", "current_character")
+    assert found["level2_ami"] == pytest.approx(1)
+    assert found["difference"] == pytest.approx(found["level2_ami"] - found["flat_ami"])
+    assert 0.5 < found["low"] < found["difference"] < found["high"]
+    assert found["difference"] - found["low"] == pytest.approx(found["high"] - found["difference"])
+    same = row(compared, "level2_by_decoder", "flat_by_coactivation", "main", "current_character")
+    assert same["difference"] == pytest.approx(0), "both find the characters"
+    # Groups by co-activation are shuffled ones here: no better than clusters of random directions, far behind.
+    shuffled = row(compared, "level2_by_coactivation", "flat_by_coactivation", "main", "current_character")
+    assert shuffled["high"] < -0.5
+    undefined = compared.query("labelling == 'next_character' and definition == 'main'")
+    assert np.isnan(undefined["difference"].to_numpy()).all()
+
+
+def test_the_trees_are_cut_at_as_many_clusters_as_there_are_classes(compared: pd.DataFrame):
+    names = ("level2_by_decoder", "flat_by_coactivation")
     # Three kinds: the six groups are merged to three clusters, of which the AMI cannot see more.
-    found = differences(hsae, flat, planted()[1], CONFIG)["coactivation_clusters"]
-    assert found["cut_at_classes"]["current_kind"] != found["main"]["current_kind"]
+    assert row(compared, *names, "cut_at_classes", "current_kind") != row(compared, *names, "main", "current_kind")
     # Six characters: nothing is merged.
-    at_characters = found["cut_at_classes"]["current_character"]
-    assert at_characters["level2"] == pytest.approx(1)
+    assert row(compared, *names, "cut_at_classes", "current_character")["level2_ami"] == pytest.approx(1)
+
+
+def test_the_headline_is_short_and_holds_numbers_of_the_analyses(
+    analysis: dict[str, Any], flat: Features, compared: pd.DataFrame, tmp_path: Path
+):
+    analyses = {"hsae": analysis, "flat": analyse(flat, planted()[1], CONFIG)}
+    found = headline(analyses, compared)
+    write_json(tmp_path / "headline.json", found)
+    assert len(leaves(found)) <= 80
+    assert found["taxonomy"]["level2_by_decoder"]["current_character"] == pytest.approx(1)
+    assert found["taxonomy"]["level2_by_decoder"]["next_character"] is None
+    pair = found["differences"]["level2_by_coactivation_less_flat_by_coactivation"]["current_character"]
+    assert pair["low"] < pair["difference"] < pair["high"] < 0
+    modularity = analysis["partitions"]["communities"]["modularity"]
+    expected = {"value": modularity["value"], "null": modularity["independent"]["mean"]}
+    assert found["hsae"]["modularity"] == expected
+    groups = analysis["cophenetic"]["groups_decoder"]
+    assert found["hsae"]["cophenetic"]["groups_decoder"] == {
+        "value": groups["value"],
+        "null": groups["shuffled"]["mean"],
+    }
+
+
+def test_the_detail_holds_every_number_and_null_once(analysis: dict[str, Any], compared: pd.DataFrame):
+    frame = detail_frame({"hsae": analysis}, compared)
+    assert not frame.duplicated(["dictionary", "measure", "null"]).any()
+    of = frame.set_index(["dictionary", "measure"])
+    modularity = of.loc[("hsae", "partitions.communities.modularity")].set_index("null")
+    for null in ("shuffled", "independent"):
+        assert modularity["null_mean"][null] == analysis["partitions"]["communities"]["modularity"][null]["mean"]
+    assert of.loc[("hsae", "latents.living")]["value"].item() == N_LATENTS - 2
+    name = "level2_by_decoder.flat_by_decoder.main.current_character"
+    expected = row(compared, *name.split("."))
+    numbers = frame[frame["measure"] == name].iloc[0]
+    assert [numbers[key] for key in ("value", "low", "high")] == [
+        expected[key] for key in ("difference", "low", "high")
+    ]
+    assert len(frame.query("dictionary == 'hsae_less_flat'")) == len(compared)
 
 
 def test_the_frame_of_agreement_has_every_number_once_each_way(analysis: dict[str, Any]):

@@ -49,7 +49,7 @@ def decoders() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def hsae() -> Features:
     acts, _, groups = planted()
-    return hsae_features(acts, *decoders(), {"decoder": groups, "coactivation": groups[::-1].copy()}, CONFIG)
+    return hsae_features((acts, acts), *decoders(), {"decoder": groups, "coactivation": groups[::-1].copy()}, CONFIG)
 
 
 def test_only_latents_that_are_active_often_enough_live():
@@ -92,20 +92,31 @@ def test_the_tree_of_groups_joins_parents_by_the_children_that_they_share():
     W_dec1, W_dec2 = decoders()
     W_dec2[1] += 0.5 * W_dec2[4]
     W_dec2[5] += 0.5 * W_dec2[2]
-    tree = hsae_features(acts, W_dec1, W_dec2, {"decoder": groups}, CONFIG).trees["groups"]
+    tree = hsae_features((acts, acts), W_dec1, W_dec2, {"decoder": groups}, CONFIG).trees["groups_decoder"]
     four = tree.cut(4)
     assert four[1] == four[4]
     assert four[5] == four[2]
     assert len({four[0], four[1], four[2], four[3]}) == 4
 
 
+def test_clusterings_and_classes_come_from_different_tokens(hsae: Features):
+    acts, _, groups = planted()
+    other = acts[::-1]
+    parents = {"decoder": groups, "coactivation": groups[::-1].copy()}
+    found = hsae_features((acts, other), *decoders(), parents, CONFIG)
+    for name, labels in found.partitions.items():
+        np.testing.assert_array_equal(labels, hsae.partitions[name])
+    np.testing.assert_array_equal(found.phi, hsae.phi)
+    np.testing.assert_array_equal(found.acts.toarray(), other.toarray()[:, :-2])
+
+
 def test_an_orphan_stands_in_the_tree_for_itself():
     acts, _, groups = planted()
     groups = np.where(np.arange(N_LATENTS) == 3, -1, groups)
-    features = hsae_features(acts, *decoders(), {"decoder": groups}, CONFIG)
+    features = hsae_features((acts, acts), *decoders(), {"decoder": groups}, CONFIG)
     labels = features.partitions["groups_decoder"]
     assert (labels == labels[3]).sum() == 1
-    distances = features.trees["groups"].distances
+    distances = features.trees["groups_decoder"].distances
     # Parent 3 still points at the orphan, one of its children of equal weight.
     n_children = (np.arange(N_LATENTS - 2) % 6 == 3).sum()
     assert distances[labels[3], labels[9]] == pytest.approx(1 - 1 / np.sqrt(n_children))
@@ -145,13 +156,13 @@ def test_an_embedding_is_repeatable_and_keeps_neighbours_together():
 def test_fewer_than_two_living_latents_are_refused():
     acts, _, _ = planted()
     with pytest.raises(ValueError, match="`the number of living latents` must be at least 2; not 0"):
-        flat_features(acts, decoders()[0], 6, replace(CONFIG, min_active=601))
+        flat_features((acts, acts), decoders()[0], 6, replace(CONFIG, min_active=601))
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("n_tokens", 0, "`n_tokens` must be above 0; not 0"),
+        ("n_tokens", 1, "`n_tokens` must be at least 2, to be halved; not 1"),
         ("min_active", 0, "`min_active` must be above 0; not 0"),
         ("n_neighbors", 0, "`n_neighbors` must be above 0; not 0"),
         ("min_share", 1.5, "`min_share` must be in 0..1; not 1.5"),

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from hsae.probes import ProbeConfig, bounds, compare, fit_probe, nested
+from hsae.probes import Probe, ProbeConfig, bounds, compare, fit_probe, nested
 
-CONFIG = ProbeConfig(epochs=12, batch_size=256, lr=[0.05], weight_decay=0.0, held_out=0.25, resamples=200, seed=0)
+CONFIG = ProbeConfig(epochs=12, batch_size=256, lr=[0.05], weight_decay=[0.0], held_out=0.25, resamples=200, seed=0)
 
 
 def channel(n: int, flip: float, seed: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -42,10 +42,10 @@ def test_labels_share_nothing():
     x, y = channel(1000, 0.2, seed=0)
     labels = torch.from_numpy(y).long()
     other = (labels + torch.arange(1000)[:, None] % 2) % 2
-    alone = fit_probe(x, labels, [4], CONFIG)
-    both = fit_probe(x, torch.cat([other, labels], 1), [2, 4], CONFIG)
+    alone, _ = fit_probe(x, labels, [4], CONFIG)
+    both, _ = fit_probe(x, torch.cat([other, labels], 1), [2, 4], CONFIG)
     torch.testing.assert_close(
-        both.cross_entropies(x, torch.cat([other, labels], 1))[:, 1:], alone.cross_entropies(x, labels)
+        both.cross_entropies(x, torch.cat([other, labels], 1))[..., 1:], alone.cross_entropies(x, labels)
     )
 
 
@@ -53,41 +53,85 @@ def test_the_unit_of_an_input_does_not_matter_and_a_silent_one_does_no_harm():
     x, y = channel(1000, 0.2, seed=0)
     x, labels = torch.cat([x, torch.zeros(1000, 1)], 1), torch.from_numpy(y).long()
     units = torch.tensor([1.0, 8.0, 0.25, 1024.0, 1.0])
-    found, other = (fit_probe(inputs, labels, [4], CONFIG).cross_entropies(inputs, labels) for inputs in (x, x * units))
+    found, other = (
+        fit_probe(inputs, labels, [4], CONFIG)[0].cross_entropies(inputs, labels) for inputs in (x, x * units)
+    )
     torch.testing.assert_close(found, other)
 
 
 def test_training_repeats_to_the_bit_and_its_last_tokens_are_not_fitted():
     x, y = channel(1000, 0.2, seed=0)
     labels = torch.from_numpy(y).long()
-    first, again = (fit_probe(x, labels, [4], replace(CONFIG, epochs=1)) for _ in range(2))
+    first, again = (fit_probe(x, labels, [4], replace(CONFIG, epochs=1))[0] for _ in range(2))
     torch.testing.assert_close(first.weight, again.weight, rtol=0, atol=0)
     changed = labels.clone()
     changed[750:] = (changed[750:] + 1) % 4
-    one_epoch = fit_probe(x, changed, [4], replace(CONFIG, epochs=1))
+    one_epoch, _ = fit_probe(x, changed, [4], replace(CONFIG, epochs=1))
     torch.testing.assert_close(one_epoch.weight, first.weight, rtol=0, atol=0)
 
 
 def test_the_epoch_with_the_lowest_held_out_cross_entropy_is_kept():
     generator = torch.Generator().manual_seed(0)
     x, labels = torch.randn(120, 60, generator=generator), torch.randint(2, (120, 1), generator=generator)
-    losses = [
-        fit_probe(x, labels, [2], replace(CONFIG, epochs=epochs, lr=[1e-9])).cross_entropies(x, labels).mean().item()
-        for epochs in (1, 5)
-    ]
-    assert losses == pytest.approx([np.log(2)] * 2)
-    probe = fit_probe(x, labels, [2], replace(CONFIG, epochs=100))
+    probe, (choice,) = fit_probe(x, labels, [2], replace(CONFIG, epochs=100))
     # It could fit 90 labels by 60 numbers; so it must have stopped long before.
     assert probe.cross_entropies(x[:90], labels[:90]).mean() > 0.3
-    assert probe.cross_entropies(x[90:], labels[90:]).mean() < 0.9
+    assert probe.cross_entropies(x[90:], labels[90:]).mean().item() == pytest.approx(choice.held_out)
+    assert choice.held_out < 0.9
+    assert 1 <= choice.epochs < 50
 
 
-def test_a_label_is_fitted_at_the_rate_that_suits_it():
+def test_training_starts_from_the_frequencies_of_the_labels():
+    x, labels = torch.randn(100, 3), (torch.arange(100) % 5 == 0).long()[:, None]
+    probe, _ = fit_probe(x, labels, [2], replace(CONFIG, epochs=1, lr=[1e-9]))
+    expected = stats.entropy([0.2, 0.8])
+    assert probe.cross_entropies(x, labels).mean().item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_label_is_fitted_at_the_rate_and_decay_that_suit_it():
     x, y = channel(2000, 0.1, seed=0)
     labels = torch.from_numpy(y).long()
-    slow, fast, either = (fit_probe(x, labels, [4], replace(CONFIG, lr=lr)) for lr in ([1e-4], [0.1], [1e-4, 0.1]))
+    slow, fast = (fit_probe(x, labels, [4], replace(CONFIG, lr=[lr]))[0] for lr in (1e-4, 0.1))
+    both = replace(CONFIG, lr=[1e-4, 0.1], weight_decay=[0.0, 10.0])
+    either, (choice,) = fit_probe(x, labels, [4], both)
     assert slow.cross_entropies(x, labels).mean() > 2 * fast.cross_entropies(x, labels).mean()
+    assert (choice.lr, choice.weight_decay) == (0.1, 0.0)
     torch.testing.assert_close(either.weight, fast.weight)
+    reverse = replace(CONFIG, lr=[1e-4, 0.1], weight_decay=[10.0, 0.0])
+    assert fit_probe(x, labels, [4], reverse)[1][0].weight_decay == 0.0
+
+
+def test_gradients_are_autograds_of_every_setting():
+    generator = torch.Generator().manual_seed(0)
+    x, sizes = torch.randn(30, 5, generator=generator), [3, 2]
+    labels = torch.stack([torch.randint(size, (30,), generator=generator) for size in sizes], 1)
+    weight, bias = torch.randn(4, 5, 5, generator=generator), torch.randn(4, 5, generator=generator)
+    found = Probe(torch.ones(5), weight, bias, sizes).gradients(x, labels)
+    leaves = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+    logits = torch.einsum("td,scd->tsc", x, leaves[0]) + leaves[1]
+    loss = sum(
+        torch.nn.functional.cross_entropy(part.transpose(1, 2), labels[:, [i]].expand(-1, 4), reduction="sum") / 30
+        for i, part in enumerate(logits.split(sizes, 2))
+    )
+    for mine, other in zip(found, torch.autograd.grad(loss, leaves), strict=True):  # pyright: ignore
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_probe_of_clusters_comes_as_near_to_the_label_as_their_table_of_frequencies():
+    # One of 50 inputs is 1: the best probe is known, the frequencies of the classes in each cluster.
+    generator = np.random.default_rng(0)
+    p = generator.dirichlet(np.full(8, 0.3), 50)
+    clusters = generator.choice(50, 16_000, p=generator.dirichlet(np.ones(50)))
+    classes = (p[clusters].cumsum(1) > generator.random((16_000, 1))).argmax(1)
+    config = replace(CONFIG, epochs=3, lr=[0.01, 0.04, 0.16, 0.64, 2.56], weight_decay=[0.01, 0.1])
+    _, (choice,) = fit_probe(torch.eye(50)[clusters], torch.from_numpy(classes)[:, None], [8], config)
+    fit, held_out = slice(0, 12_000), slice(12_000, None)
+    counts = np.bincount(clusters[fit] * 8 + classes[fit], minlength=400).reshape(50, 8)
+    overall = counts.sum(0) / counts.sum()
+    tables = [(counts + alpha * overall) / (counts.sum(1, keepdims=True) + alpha) for alpha in (0.3, 1, 3)]
+    best = min(-np.log(table[clusters[held_out], classes[held_out]]).mean() for table in tables)
+    assert choice.held_out == pytest.approx(best, rel=0.01)
+    assert 0.01 < choice.lr < 2.56
 
 
 def test_bounds_worked_out_by_hand():
@@ -130,14 +174,17 @@ def test_the_numbers_of_a_label_that_never_varies_can_be_written():
             "label": ["a", "b"],
             "entropy": [0.5, 0.0],
             "bound": [0.25, 0.0],
+            "low": [0.25, 0.0],
+            "high": [0.25, 0.0],
             "share": [0.5, np.nan],
+            "lr": [0.1, 0.1],
             "representation": "x",
         }
     )
     assert nested(frame) == {
         "x": {
-            "a": {"entropy": 0.5, "bound": 0.25, "share": 0.5},
-            "b": {"entropy": 0.0, "bound": 0.0, "share": None},
+            "a": {"entropy": 0.5, "bound": 0.25, "low": 0.25, "high": 0.25, "share": 0.5},
+            "b": {"entropy": 0.0, "bound": 0.0, "low": 0.0, "high": 0.0, "share": None},
         }
     }
 
@@ -147,7 +194,7 @@ def test_the_numbers_of_a_label_that_never_varies_can_be_written():
     [
         ("epochs", 0, "`epochs` must be above 0; not 0."),
         ("lr", [0.1, 0.0], r"`lr` must be one or more rates above 0; not \[0.1, 0.0\]."),
-        ("weight_decay", -1.0, "`weight_decay` must be 0 or above; not -1.0."),
+        ("weight_decay", [-1.0], r"`weight_decay` must be one or more numbers, 0 or above; not \[-1.0\]."),
         ("held_out", 1.0, "`held_out` must be between 0 and 1; not 1.0."),
     ],
 )
