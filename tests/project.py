@@ -28,6 +28,10 @@ TINY = {
         "bins": 2, "screening_shifts": 2, "shifts": 20, "candidates": 2, "children": [1, 2],
         "probe": {"epochs": 2, "batch_size": 512, "resamples": 50},
     },
+    "synthetic": {
+        "train_samples": 4096, "test_samples": 1024, "phase1": {"epochs": 1}, "sharpening": {"epochs": 1},
+        "latents": {"init_tokens": 1024}, "flat": ["topk"],
+    },
     "report": {"n_parents": 2, "n_snippets": 2},
 }  # fmt: skip
 

@@ -31,7 +31,7 @@ RIVALS = {
 ANALYSES = {"mutual_information", "feature_clustering", "absorption"}
 AFTER_BETA2 = {"phase2", "phase3", "evaluate_hsae", "evaluate", *ANALYSES, "report"}
 ALL_STAGES = (
-    {"prepare_data", "train_transformer", "extract_activations", "phase1", *AFTER_BETA2}
+    {"prepare_data", "train_transformer", "extract_activations", "phase1", "synthetic", *AFTER_BETA2}
     | RIVALS["level1"]
     | RIVALS["level2"]
     | {f"clustering_baseline@{method}" for method in METHODS["clustering"]}
