@@ -28,6 +28,7 @@ TINY = {
         "bins": 2, "screening_shifts": 2, "shifts": 20, "candidates": 2, "children": [1, 2],
         "probe": {"epochs": 2, "batch_size": 512, "resamples": 50},
     },
+    "control": {"tokens": 4096, "test_tokens": 1024, "shifts": 10},
     "report": {"n_parents": 2, "n_snippets": 2},
 }  # fmt: skip
 
