@@ -14,16 +14,29 @@ def phase2(
     level1: SAE, width: int, data: Shuffled, c: Coefficients, phase: Phase, latents: LatentConfig, seed: int
 ) -> tuple[HierarchicalSAE, Curve]:
     """Put a second level of `width` latents on a trained first, and train it while the first stays as it is."""
+    model = stack(level1, width, data, c.beta2, latents, seed)
+    return model, train_level2(model, data, c, phase, latents.dead_tokens, seed)
+
+
+def stack(level1: SAE, width: int, data: Shuffled, beta2: float, latents: LatentConfig, seed: int) -> HierarchicalSAE:
+    """A trained first level and, on top of it, a second of `width` latents as it is before any training."""
     torch.manual_seed(seed)
-    level2 = variants.build(latents.activation, level1.d_sae, width, k=latents.k2, beta=c.beta2, nonnegative=True)
+    level2 = variants.build(latents.activation, level1.d_sae, width, k=latents.k2, beta=beta2, nonnegative=True)
     model = HierarchicalSAE(level1, level2.to(level1.W_dec.device))
     x = data.x(slice(0, latents.init_tokens))
     if latents.init_level2 == Start.data:
         model.init_level2(x)
     elif latents.init_level2 == Start.families:
         families.start(level2, level1.encode(x))
+    return model
+
+
+def train_level2(
+    model: HierarchicalSAE, data: Shuffled, c: Coefficients, phase: Phase, dead_tokens: int, seed: int
+) -> Curve:
+    """Train the second level while the first stays as it is, to the bit; returns the curve."""
     model.level1.requires_grad_(False)
-    return model, fit("phase2", model, data, two_level.gradients(model, c), phase, seed, latents.dead_tokens)
+    return fit("phase2", model, data, two_level.gradients(model, c), phase, seed, dead_tokens)
 
 
 def phase3(model: HierarchicalSAE, data: Shuffled, c: Coefficients, phase: Phase, dead_tokens: int, seed: int) -> Curve:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Integer
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from torch import Tensor
 
+from hsae import config
 from hsae.activations import Store
 from hsae.config import check_positive
 from hsae.hierarchical import HierarchicalSAE
@@ -131,6 +132,35 @@ def rows(evaluation: dict[str, Any]) -> pd.DataFrame:
         for family, title in families.items()
         for name, metrics in evaluation.get(family, {}).items()
     )
+
+
+HEADLINES = {
+    "L0, level 1": ("level1.l0", None),
+    "FVU of x, level 1": ("level1.fvu", None),
+    "dead latents, level 1": ("level1.dead_fraction", None),
+    "CE recovered (mean), level 1": ("recovered.level1.ce_recovered_mean", None),
+    "L0, level 2": ("level2.l0", None),
+    "FVU of x, level 2": ("level2.fvu", None),
+    "dead latents, level 2": ("level2.dead_fraction", None),
+    "CE recovered (mean), level 2": ("recovered.level2.ce_recovered_mean", None),
+    "P(parent | child)": ("hierarchy.p_parent_given_child_decoder", "hierarchy.p_parent_given_child_null_decoder"),
+    "mean U of children": ("information.u_children", "information.u_others"),
+    "parents that share information": ("information.parents_with_child", None),
+    "AMI of groups and characters": ("ami.current_character", None),
+}
+"""Headlines of the controls: where metrics/control/*.json has the number, and its null."""
+
+
+def controls(results: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """metrics/control/*.json by control, for `control_plots.controls`. Columns: control, headline, value, null."""
+    numbers = {name: config.flatten(result) for name, result in results.items()}
+    rows = [
+        (name, headline, found.get(value), found.get(null or ""))
+        for headline, (value, null) in HEADLINES.items()
+        for name, found in numbers.items()
+    ]
+    frame = pd.DataFrame(rows, columns=["control", "headline", "value", "null"])
+    return frame.astype({"value": float, "null": float})
 
 
 def densities(acts: dict[str, Float[Tensor, "n _"]]) -> pd.DataFrame:

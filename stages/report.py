@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hsae import config, hierarchical, plots, report, run
+from hsae import config, control_plots, hierarchical, plots, report, run
 from hsae.files import read_json, read_tensors, write_figure, write_text
 from hsae.report import ReportConfig
 from stages.files import read_store
@@ -20,7 +20,7 @@ FIGURES = {
 }
 
 
-def main(curves: list[str]) -> None:
+def main(curves: list[str], controls: list[str]) -> None:
     """Run the stage."""
     with run.stage("report") as stage:
         device = stage.device()
@@ -35,6 +35,7 @@ def main(curves: list[str]) -> None:
         alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
         edges = pd.read_csv(stage.input("plots/edges.csv"))
         latents = report.hierarchy(edges, h1, h2, test, tokens, alphabet, settings)
+        results = {name: read_json(stage.input(f"metrics/control/{name}.json")) for name in controls}
         figures = {
             "train_transformer": plots.loss_curve(pd.read_csv(stage.input("plots/train_transformer.csv"))),
             "dictionaries": plots.dictionaries(rows, "ce_recovered_mean", "loss recovered (mean ablation)"),
@@ -44,6 +45,7 @@ def main(curves: list[str]) -> None:
             "forest": plots.forest(report.forest(latents)),
             "decoder": plots.decoder_heatmap(hsae.level2.W_dec.detach().cpu().numpy()),
             "training_curves": plots.training_curves(_curves(stage, curves)),
+            "controls": control_plots.controls(report.controls(results)),
         }
         for name, figure in figures.items():
             write_figure(Path(f"plots/{name}.png"), figure)
@@ -53,6 +55,7 @@ def main(curves: list[str]) -> None:
             layer=test.layer,
             rows=rows.to_dict("records"),
             figures=[(title, report.data_uri(Path(f"plots/{name}.png"))) for title, name in FIGURES.items()],
+            controls=report.data_uri(Path("plots/controls.png")),
             latents=latents,
             sample=stage.input("models/transformer_sample.txt").read_text(encoding="utf-8"),
             params=config.flatten(config.read_params()),
@@ -69,4 +72,5 @@ def _curves(stage: run.Stage, names: list[str]) -> pd.DataFrame:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--curves", nargs="*", default=[])
+    parser.add_argument("--controls", nargs="*", default=[])
     main(**vars(parser.parse_args()))

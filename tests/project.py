@@ -32,6 +32,7 @@ TINY = {
         "train_samples": 4096, "test_samples": 1024, "phase1": {"epochs": 1}, "sharpening": {"epochs": 1},
         "latents": {"init_tokens": 1024}, "flat": ["topk"],
     },
+    "control": {"tokens": 4096, "test_tokens": 1024, "shifts": 10},
     "report": {"n_parents": 2, "n_snippets": 2},
 }  # fmt: skip
 

@@ -170,6 +170,23 @@ def test_there_is_a_row_for_every_dictionary_with_its_metrics():
     assert rows["fvu_h1"].dropna().tolist() == [0.4]
 
 
+def test_controls_give_a_row_per_headline_and_control_with_its_null_and_nan_where_there_is_no_number():
+    hierarchy = {"p_parent_given_child_decoder": 0.8, "p_parent_given_child_null_decoder": 0.1}
+    levels = {"level1": {"l0": 20.0}, "recovered": {"level1": {"ce_recovered_mean": 0.9}}}
+    frame = report.controls(
+        {
+            "trained": {**levels, "hierarchy": hierarchy},
+            "shuffled_activations": {"level1": {"l0": 5.0}, "recovered": None},
+        }
+    )
+    assert len(frame) == 2 * len(report.HEADLINES)
+    found = frame.set_index(["headline", "control"])
+    assert found.loc[("L0, level 1", "shuffled_activations"), "value"] == 5
+    assert found.loc[("P(parent | child)", "trained")].tolist() == [0.8, 0.1]
+    assert found.loc[("CE recovered (mean), level 1", "trained"), "value"] == 0.9
+    assert found.loc[[("CE recovered (mean), level 1", "shuffled_activations")]].isna().all(axis=None)
+
+
 # The page
 
 
@@ -207,6 +224,7 @@ def page(tmp_path: Path, text: str = HOSTILE) -> str:
         layer=1,
         rows=report.rows(EVALUATION).to_dict("records"),
         figures=[("A figure", report.data_uri(tmp_path / "figure.png"))],
+        controls=report.data_uri(tmp_path / "figure.png"),
         latents=[Latent("level 2, latent 1", 0.25, [snippet], None, [child])],
         sample=text,
         params={"prepare_data.path": text, "seed": 0},
@@ -229,7 +247,7 @@ def test_the_page_needs_no_other_address(tmp_path: Path):
         for name, value in attributes.items()
         if name in ("src", "href", "srcset", "action", "data")
     ]
-    assert references == ["data:image/png;base64,iVBORw=="]
+    assert references == 2 * ["data:image/png;base64,iVBORw=="]
     assert not re.search(r"https?:|//\w|url\(|@import", html)
 
 

@@ -1,0 +1,69 @@
+"""Activations -> an HSAE trained on a smaller budget, proper or as a control, and its headlines on the test split.
+
+Argument: the item in dvc.yaml, one of `hsae.controls.Control`.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from hsae import controls, gpt, run
+from hsae.controls import Control, ControlConfig, Training
+from hsae.dictionary import DictionaryConfig, LatentConfig
+from hsae.feature_clustering import FeatureClusteringConfig
+from hsae.files import read_json, read_tensors, write_json
+from hsae.language_model import TransformerConfig
+from hsae.latent_classes import Text
+from hsae.losses import Coefficients
+from hsae.shared_information import InformationConfig
+from hsae.sharpening import Sharpening
+from hsae.training import Phase
+from stages.files import read_store
+
+
+def main(control: Control) -> None:
+    """Run the stage."""
+    with run.stage(f"control/{control}") as stage:
+        device = stage.device()
+        config = stage.params(ControlConfig, "control")
+        information = replace(stage.params(InformationConfig, "mutual_information"), shifts=config.shifts)
+        clustering = stage.params(FeatureClusteringConfig, "feature_clustering")
+        transformer_seed = stage.params(TransformerConfig, "train_transformer").seed
+        training = _training(stage)
+        tensors, header = read_tensors(stage.input("models/transformer.safetensors"))
+        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
+        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        train = controls.contexts(read_store(stage, "train", device), config.tokens)
+        test = controls.contexts(read_store(stage, "test", device), config.test_tokens)
+        if control == Control.random_transformer:
+            train, test = controls.of_transformer(controls.untrained(header, transformer_seed), train, test, tokens)
+        elif control == Control.shuffled_activations:
+            train, test = (controls.shuffled(store, training.dictionary.seed) for store in (train, test))
+
+        with stage.checkpoints():
+            model = controls.train(
+                train, training.shortened(config.epochs_share), random_decoder=control == Control.random_decoder
+            )
+        offsets = test.activations.offsets.long()
+        text = Text(tokens[offsets].long().numpy(), tokens[offsets + 1].long().numpy(), alphabet)
+        result = {"n_train_tokens": len(train), **controls.measure(model, test, text, information, clustering)}
+        recovered = None
+        if control in (Control.trained, Control.random_decoder):
+            recovered = controls.loss_recovered(model, gpt.load(tensors, header).to(device), test, tokens)
+        write_json(Path(f"metrics/control/{control}.json"), {**result, "recovered": recovered})
+
+
+def _training(stage: run.Stage) -> Training:
+    return Training(
+        stage.params(Coefficients),
+        stage.params(LatentConfig),
+        stage.params(DictionaryConfig),
+        stage.params(Phase, "phase1"),
+        stage.params(Sharpening, "sharpening"),
+        stage.params(Phase, "phase2"),
+        stage.params(Phase, "phase3"),
+    )
+
+
+if __name__ == "__main__":
+    main(Control(sys.argv[1]))
