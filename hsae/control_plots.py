@@ -38,7 +38,8 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     axes.scatter(rows["value"], y, s=45, color=["C0" if row == 0 else "C7" for row in y], label="value", zorder=3)
     axes.set_yticks(y, [str(name).replace("_", " ") for name in rows.index])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.margins(x=0.12)
-    low, high = axes.get_xlim()
-    axes.set_xlim(min(low, 0), high)  # what is lost shows only against nothing
+    drawn = np.append(rows[["value", "null"]].to_numpy(), 0)  # what is lost shows only against nothing
+    low, high = np.nanmin(drawn), np.nanmax(drawn)
+    pad = 0.06 * (high - low) or 0.5
+    axes.set_xlim(low - pad, high + pad)
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -15,6 +15,14 @@ FIGURES = {
     "Parents and children": "forest",
     "How often latents are active": "densities",
     "Level-2 decoder": "decoder",
+    "Mutual information between the levels": "mutual_information",
+    "Mutual information and decoder weight": "information_weight",
+    "What representations tell of labels": "probe_bounds",
+    "Clusters, communities and groups: agreement": "agreement",
+    "Co-activation of level-1 latents": "clustermap",
+    "Decoder directions of level 1": "embedding",
+    "Concepts: best latent and absorption": "absorption",
+    "Data whose hierarchy is known": "synthetic",
     "Training of the autoencoders": "training_curves",
     "Training of the transformer": "train_transformer",
 }
@@ -49,12 +57,16 @@ def main(curves: list[str], controls: list[str]) -> None:
         }
         for name, figure in figures.items():
             write_figure(Path(f"plots/{name}.png"), figure)
+        pictures = {title: Path(f"plots/{name}.png") for title, name in FIGURES.items()}
+        for picture in pictures.values():
+            if picture.stem not in figures:
+                stage.input(str(picture))
         html = report.page(
             corpus=corpus["name"],
             evaluation=evaluation,
             layer=test.layer,
             rows=rows.to_dict("records"),
-            figures=[(title, report.data_uri(Path(f"plots/{name}.png"))) for title, name in FIGURES.items()],
+            figures=[(title, report.data_uri(picture)) for title, picture in pictures.items()],
             controls=report.data_uri(Path("plots/controls.png")),
             latents=latents,
             sample=stage.input("models/transformer_sample.txt").read_text(encoding="utf-8"),

@@ -35,11 +35,13 @@ def test_a_headline_has_a_panel_with_a_dot_per_control_and_its_null_beside_it():
     assert l0.get_ylim()[0] > l0.get_ylim()[1], "the first on top"
 
 
-def test_every_panel_reaches_from_nothing_to_all_its_dots():
-    for axes in control_plots.controls(HEADLINES).axes:
+@pytest.mark.parametrize("factor", [1, -1, 0])
+def test_every_panel_reaches_from_nothing_to_all_its_dots_and_cuts_none(factor: int):
+    values = HEADLINES[["value", "null"]] * factor
+    for axes in control_plots.controls(HEADLINES.assign(**values)).axes:
         low, high = axes.get_xlim()
-        assert low <= 0
-        assert all(low <= x <= high for dots in points(axes) for x, _ in dots)
+        assert low < 0 < high
+        assert all(low < x < high for dots in points(axes) for x, _ in dots)
 
 
 @pytest.mark.parametrize("n", [1, 4, 5])
