@@ -118,7 +118,7 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize(
     ("stage", "values", "message"),
     [
-        ("phase2", {"betta2": 1}, "unknown key `betta2`; allowed: activation, beta1, beta2"),
+        ("phase2", {"betta2": 1}, "unknown key `betta2`; allowed: absorption, activation, beta1, beta2"),
         ("phase2", {"beta2": "abc"}, "`beta2`: Value 'abc' of type 'str' could not be converted to Float"),
         ("phase1", {"beta2": 0.001}, "`beta2` must be at least beta1 (=0.03); not 0.001"),
         ("extract_activations", {"extract_activations": {"layer": 2}}, "`extract_activations.layer` must be in 0..1"),
