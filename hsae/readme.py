@@ -9,6 +9,7 @@ from hsae.files import read_json, write_text
 from hsae.report import rows
 
 BATCH = 4096  # of the benchmark's, the one that is shown
+SIGNIFICANT = 0.05
 
 
 def results(evaluation: dict[str, Any]) -> str:
@@ -84,12 +85,31 @@ def information(benchmark: dict[str, Any]) -> str:
     return _markdown(["latents", "hsae", "scikit-learn, from some of the pairs", "ratio"], [row])
 
 
+def recovery(result: dict[str, Any]) -> str:
+    """metrics/recovery.json as a Markdown table: means over seeds, * where Holm lets it differ from ours."""
+    columns = {
+        "edges, AP": "edge_ap",
+        "features, F1": "matched_f1",
+        "latents, F1": "feature_f1",
+        "absorption": "absorption",
+        "parents of level 2, F1": "parent_f1",
+    }
+    lines = []
+    for difficulty in dict.fromkeys(metric.split(".")[0] for metric in next(iter(result["methods"].values()))):
+        for method, metrics in result["methods"].items():
+            cells = [_mean(metrics.get(f"{difficulty}.{name}")) for name in columns.values()]
+            if any(cells):
+                lines.append([f"{difficulty}: {method.replace('_', ' ')}", *cells])
+    return _markdown(["", *columns], lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "results": ("metrics/evaluate.json", results),
     "speed": ("benchmarks/training.json", speed),
     "levels": ("benchmarks/levels.json", levels),
     "pipeline": ("benchmarks/pipeline.json", pipeline),
     "information": ("benchmarks/information.json", information),
+    "recovery": ("metrics/recovery.json", recovery),
 }
 
 
@@ -106,6 +126,13 @@ def main() -> None:
         content = table(read_json(Path(source)))
         text = block(name).sub(lambda _, content=content: content, text)
     write_text(readme, text)
+
+
+def _mean(found: dict[str, Any] | None) -> str:
+    """A mean over seeds, with a star if it differs from the reference's; nothing where there is none."""
+    if found is None:
+        return ""
+    return f"{found['mean']:.3f}" + "*" * (found.get("p_holm", 1) < SIGNIFICANT)
 
 
 def _seconds(items: list[float], most: int) -> str:
