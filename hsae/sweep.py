@@ -252,6 +252,13 @@ def known(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
     return tidy(by_method)
 
 
+def compared(sweep: AnySweep, results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
+    """`tidy` rows of what a sweep compares: methods, or its conditions."""
+    if isinstance(sweep, Comparison):
+        return methods(results)
+    return known(results) if isinstance(sweep, GroundTruth) else tidy(results)
+
+
 def points(evaluations: dict[tuple[str, int], dict[str, Any]], ys: list[str]) -> pd.DataFrame:
     """A row per method, level and sparsity, the mean over seeds: method, level (1 or 2), l0 and `ys`.
 
@@ -289,11 +296,7 @@ def collect(name: str, sweep: AnySweep, results: dict[tuple[str, int], Any], mis
         result["matched_l0"] = matched(active, sweep)
         figure = plots.frontier(active, sweep.headline)
     else:
-        frame = tidy(results)
-        if isinstance(sweep, Comparison):
-            frame = methods(results)
-        elif isinstance(sweep, GroundTruth):
-            frame = known(results)
+        frame = compared(sweep, results)
         comparisons = compare(frame, sweep)
         summary = summarize(frame, comparisons, list(sweep.headline))
         result["reference"] = sweep.reference
