@@ -105,7 +105,7 @@ def train(data: Store, settings: Training, random_decoder: bool) -> Hierarchical
     model = stack(level1, width2, data, c.beta2, latents, seed)
     if random_decoder:
         hold_decoder(model.level2, torch.randn_like(model.level2.W_dec).abs())
-        model.init_level2(data.x(slice(0, latents.init_tokens)))
+        model.level2.init_from_data(model.level1.encode(data.x(slice(0, latents.init_tokens))))
     train_level2(model, data, c, settings.phase2, latents.dead_tokens, seed)
     phase3(model, data, c, settings.phase3, latents.dead_tokens, seed)
     return model
@@ -218,7 +218,7 @@ def loss_recovered(
     coordinates of different tokens make up no token's activation: there is nothing to be recovered.
     """
     methods = {"level1": model.reconstruct_from_h1, "level2": model.reconstruct_from_h2}
-    measured = evaluate(transformer, store, tokens, methods)[1]
+    measured = evaluate(transformer, store, tokens, methods).methods
     return {level: {name: metrics[name] for name in RECOVERED} for level, metrics in measured.items()}
 
 

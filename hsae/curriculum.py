@@ -25,7 +25,7 @@ def stack(level1: SAE, width: int, data: Shuffled, beta2: float, latents: Latent
     model = HierarchicalSAE(level1, level2.to(level1.W_dec.device))
     x = data.x(slice(0, latents.init_tokens))
     if latents.init_level2 == Start.data:
-        model.init_level2(x)
+        level2.init_from_data(level1.encode(x))
     elif latents.init_level2 == Start.families:
         families.start(level2, level1.encode(x))
     return model

@@ -11,7 +11,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+from dvc.api import DVCFileSystem
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from hsae.config import PIPELINE, check, flatten, read_params
 from hsae.presets import flags
@@ -113,6 +116,15 @@ def run(experiments: dict[str, dict[str, Any]], recipe: Recipe, jobs: int, label
             bar.advance()
     _wait(left, len(experiments), jobs, label)
     return finished(experiments)
+
+
+def read_tensors(commit: str, path: str) -> dict[str, Tensor]:
+    """A safetensors file as a commit has it, from DVC's cache: nothing is checked out.
+
+    Raises OSError for a file that is in no cache or remote storage.
+    """
+    content: Any = DVCFileSystem(rev=commit).read_bytes(path)
+    return safetensors.torch.load(content)
 
 
 def git(*arguments: str) -> str:

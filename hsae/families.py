@@ -45,10 +45,10 @@ def start(model: SAE, acts: Float[Tensor, "token d_in"]) -> None:
 
     The families come in the order of their sum of squares. A decoder row is the mean of the family's activations while
     its root is active; the encoder reads the root, and gives it back at the same size. Where there are fewer families
-    than latents, the others start as in `SAE.init_from_data`. Raises ValueError if there are fewer tokens than latents.
+    than latents, the others are silent, and had better not be revived: what they learn instead lowers the error, and
+    takes the families apart. Raises ValueError if there are fewer tokens than latents.
     """
     model.init_from_data(acts)
-    model.b_enc.sub_(model.b_dec @ model.W_enc)
     model.b_dec.zero_()
     root_of = roots(acts)
     found = root_of[root_of >= 0].unique()
@@ -58,6 +58,6 @@ def start(model: SAE, acts: Float[Tensor, "token d_in"]) -> None:
     latents = torch.arange(len(chosen), device=acts.device)
     model.W_dec[latents] = clearly_active(acts[:, chosen]).to(acts).T @ acts * belongs[order]
     model.constrain()
-    model.W_enc[:, latents] = 0
+    model.W_enc.zero_()
     model.W_enc[chosen, latents] = 1 / model.W_dec[latents, chosen]
-    model.b_enc[latents] = 0
+    model.b_enc.zero_()

@@ -92,6 +92,24 @@ class Truth:
         return self.test.data.acts
 
 
+@dataclass(frozen=True)
+class Found:
+    """A dictionary's activations on the test samples and directions, and how they match the features."""
+
+    acts: Float[Tensor, "n latent"]
+    directions: Float[Tensor, "latent d_in"]
+    f1: Float[Tensor, "latent feature"]
+    latent_of: Int[Tensor, " feature"]
+    """By direction."""
+
+    @classmethod
+    def match(cls, model: SAE, truth: Truth) -> "Found":
+        """What `model` has on the test samples."""
+        acts, directions = _acts(model.encode, truth.test), model.W_dec.detach()
+        f1 = recovery.f1_scores(acts, truth.acts)
+        return cls(acts, directions, f1, recovery.match(directions, truth.forest.features))
+
+
 def score_all(config: GroundTruthConfig, seed: int) -> dict[str, Scores]:
     """Scores of the HSAE, of its level 1 trained alone for as long, and of flat autoencoders, on one drawn forest.
 
@@ -129,11 +147,12 @@ def train_level1(config: GroundTruthConfig, data: Samples, seed: int, longer: fl
 
 
 def train_hsae(config: GroundTruthConfig, data: Samples, seed: int) -> HierarchicalSAE:
-    """All three phases."""
-    c, latents = config.coefficients, config.latents
+    """All three phases; nothing is revived once level 2 stands for its families (see `families.start`)."""
+    c = config.coefficients
     level1 = train_level1(config, data, seed)
-    model, _ = curriculum.phase2(level1, config.d_sae2, data, c, config.phase2, latents, seed)
-    curriculum.phase3(model, data, c, config.phase3, latents.dead_tokens, seed)
+    model = curriculum.stack(level1, config.d_sae2, data, c.beta2, config.latents, seed)
+    curriculum.train_level2(model, data, c, config.phase2, 0, seed)
+    curriculum.phase3(model, data, c, config.phase3, 0, seed)
     return model
 
 
@@ -152,17 +171,17 @@ def score_flat(model: SAE, truth: Truth, seed: int) -> Scores:
     edge_ap_<way>: of the better of two matchings, by direction and by activation, which favours flat dictionaries;
     edge_ap is that of the best way.
     """
-    acts, directions = _acts(model.encode, truth.test), model.W_dec.detach()
-    features, n_roots = truth.forest.features, int((truth.parent_of < 0).sum())
-    meta_directions, meta_edges = posthoc.meta_sae(directions, n_roots, META_K, seed)
-    meta_parents = recovery.match(meta_directions, features)
+    latents = Found.match(model, truth)
+    n_roots = int((truth.parent_of < 0).sum())
+    meta_directions, meta_edges = posthoc.meta_sae(latents.directions, n_roots, META_K, seed)
+    meta_parents = recovery.match(meta_directions, truth.forest.features)
     ways = {
-        "conditional_probability": posthoc.conditional_probability(acts),
-        "decoder_cosine": posthoc.decoder_cosine(directions, acts),
-        "agglomerative": posthoc.agglomerative(directions, acts, n_roots),
+        "conditional_probability": posthoc.conditional_probability(latents.acts),
+        "decoder_cosine": posthoc.decoder_cosine(latents.directions, latents.acts),
+        "agglomerative": posthoc.agglomerative(latents.directions, latents.acts, n_roots),
         "meta_sae": meta_edges,
     }
-    matchings = (recovery.match(directions, features), recovery.assign(recovery.f1_scores(acts, truth.acts)))
+    matchings = (latents.latent_of, recovery.assign(latents.f1))
     found = {
         f"edge_ap_{way}": max(
             recovery.edge_scores(
@@ -173,7 +192,7 @@ def score_flat(model: SAE, truth: Truth, seed: int) -> Scores:
         for way, edges in ways.items()
     }
     return {
-        **dictionary_scores(acts, directions, model.reconstruct, truth),
+        **dictionary_scores(latents, model.reconstruct, truth),
         **found,
         "edge_ap": max(found.values()),
     }
@@ -187,11 +206,10 @@ def score_hsae(model: HierarchicalSAE, truth: Truth) -> Scores:
       level-2 decoder weight; ancestor_precision, ancestor_recall: of the first
     - absorption_level2: share of the children's firings at which the level-2 latent of the parent is silent
     """
-    h1 = _acts(model.level1.encode, truth.test)
+    level1, parent_of = Found.match(model.level1, truth), truth.parent_of
+    h1, children = level1.acts, level1.latent_of
     h2 = torch.cat([model.level2.encode(rows) for rows in h1.split(4096)]).detach()
-    directions, parent_of = model.level1.W_dec.detach(), truth.parent_of
-    scores = dictionary_scores(h1, directions, model.reconstruct_from_h1, truth)
-    children = recovery.match(directions, truth.forest.features)
+    scores = dictionary_scores(level1, model.reconstruct_from_h1, truth)
     parents = recovery.match_roots(h2, truth.acts, parent_of)
     f1 = _matched(recovery.f1_scores(h2, truth.acts), parents)
     has_children = torch.isin(torch.arange(len(parent_of)), parent_of)
@@ -213,27 +231,21 @@ def score_hsae(model: HierarchicalSAE, truth: Truth) -> Scores:
     }
 
 
-def dictionary_scores(
-    acts: Float[Tensor, "n latent"],
-    directions: Float[Tensor, "latent d_in"],
-    reconstruct: Callable[[Tensor], tuple[Tensor, Tensor]],
-    truth: Truth,
-) -> Scores:
+def dictionary_scores(latents: Found, reconstruct: Callable[[Tensor], tuple[Tensor, Tensor]], truth: Truth) -> Scores:
     """What a dictionary finds of the features (hsae/recovery.py).
 
     l0, dead_fraction, explained_variance; mcc, uniqueness; feature_f1: of each latent against its nearest feature;
     matched_f1: of each feature's matched latent; absorption; edges are not scored here.
     """
-    features, parent_of = truth.forest.features, truth.parent_of
-    latent_of = recovery.match(directions, features)
+    features, acts, directions = truth.forest.features, latents.acts, latents.directions
     totals = summarize(reconstruct, truth.test.batches())
     return {
         **{name: totals[name] for name in ("l0", "dead_fraction", "explained_variance")},
         "mcc": recovery.mcc(directions, features),
         "uniqueness": recovery.uniqueness(directions, features),
         "feature_f1": recovery.activation_f1(acts, truth.acts, directions, features),
-        "matched_f1": _matched(recovery.f1_scores(acts, truth.acts), latent_of).mean().item(),
-        "absorption": recovery.absorption(acts, truth.acts, latent_of, parent_of),
+        "matched_f1": _matched(latents.f1, latents.latent_of).mean().item(),
+        "absorption": recovery.absorption(acts, truth.acts, latents.latent_of, truth.parent_of),
     }
 
 

@@ -99,11 +99,6 @@ class HierarchicalSAE(nn.Module):
         self.train(was_training)
         return n_revived
 
-    @torch.no_grad()
-    def init_level2(self, x: Float[Tensor, "n d_in"]) -> None:
-        """Start level 2 from the level-1 activations of the tokens `x`."""
-        self.level2.init_from_data(self.level1.encode(x))
-
 
 def scale_gradient(x: Float[Tensor, "*shape"], scale: float) -> Float[Tensor, "*shape"]:
     """`x` itself, whose gradient is multiplied by `scale` on the way back."""

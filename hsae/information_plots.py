@@ -7,10 +7,10 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
+from hsae import plots
 from hsae.plots import hierarchical_order
 
 SMALLEST = 1e-5  # nats, of a log axis: what is below is not told from chance
@@ -62,17 +62,11 @@ def probe_bounds(bounds: pd.DataFrame) -> Figure:
 
     Columns: representation and those of `probes.bounds`; representations stand in the frame's order.
     """
-    labels, representations = bounds["label"].unique(), bounds["representation"].unique()
-    n_columns = min(len(labels), 3)
-    n_rows = -(-len(labels) // n_columns)
-    size = (2.5 + 3.4 * n_columns, 1 + n_rows * (1 + 0.32 * len(representations)))
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08))
-    panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).flatten()
-    for label, axes in zip(labels, panels, strict=False):
+    representations = bounds["representation"].unique()
+    figure, panels = plots.panel_grid(bounds["label"].unique().tolist(), 1 + 0.32 * len(representations))
+    for label, axes in panels.items():
         _bound_panel(axes, bounds[bounds["label"] == label].set_index("representation").reindex(representations))
-        axes.set_title(str(label).replace("_", " "))
-    for axes in panels[len(labels) :]:
-        axes.remove()
+        axes.set_title(label.replace("_", " "))
     figure.supxlabel("lower bound on the information about the label (nats), 95% interval; dashed: its entropy",
                      fontsize="medium")  # fmt: skip
     return figure

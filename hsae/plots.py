@@ -119,19 +119,13 @@ def paired_differences(comparisons: pd.DataFrame, reference: str) -> Figure:
     Columns: condition, metric, difference, low, high, p_holm, as `hsae.statistics.paired_comparison` returns them. A
     marker is filled where p_holm < .05 and hollow elsewhere.
     """
-    conditions, metrics = comparisons["condition"].unique(), comparisons["metric"].unique()
-    n_columns = min(len(metrics), 3)
-    n_rows = -(-len(metrics) // n_columns)
-    size = (2.5 + 3.4 * n_columns, 1.2 + n_rows * (0.9 + 0.26 * len(conditions)))
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08))
-    panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).flatten()
-    for metric, axes in zip(metrics, panels, strict=False):
+    conditions = comparisons["condition"].unique()
+    figure, panels = panel_grid(comparisons["metric"].unique().tolist(), 0.9 + 0.26 * len(conditions))
+    for metric, axes in panels.items():
         _forest_panel(axes, comparisons[comparisons["metric"] == metric].set_index("condition").reindex(conditions))
         axes.set_title(metric)
-    for axes in panels[len(metrics) :]:
-        axes.remove()
     figure.supxlabel(f"difference from the {reference}: mean over seeds and 95% interval", fontsize="medium")
-    handles = panels[0].get_legend_handles_labels()[0]
+    handles = next(iter(panels.values())).get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
     return figure
 
@@ -160,6 +154,18 @@ def frontier(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
             _label_between_decades(axes.yaxis)
     grid.tight_layout()
     return grid.figure
+
+
+def panel_grid(names: list[str], height: float) -> tuple[Figure, dict[str, Axes]]:
+    """A figure of panels, three in a row and each so many inches high, that share their vertical axis."""
+    n_columns = min(len(names), 3)
+    n_rows = -(-len(names) // n_columns)
+    size = (2.5 + 3.4 * n_columns, 1.2 + n_rows * height)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08))
+    panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).flatten()
+    for axes in panels[len(names) :]:
+        axes.remove()
+    return figure, dict(zip(names, panels, strict=False))
 
 
 def _forest_panel(axes: Axes, rows: pd.DataFrame) -> None:

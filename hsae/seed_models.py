@@ -1,14 +1,12 @@
 """The stability over seeds of what a sweep has trained: models of finished experiments, read from DVC's cache."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors.torch
-from dvc.api import DVCFileSystem
 from torch import Tensor
 
 from hsae import feature_plots
+from hsae.experiments import read_tensors
 from hsae.files import write_csv, write_figure, write_json
 from hsae.stability import Directions, stability, summarize
 
@@ -21,11 +19,9 @@ def read_models(commit: str, paths: dict[str, str]) -> dict[str, Directions]:
     Nothing is checked out. The file of an HSAE holds three: level 1; level 2 by its directions in the space of x; and
     level 2 by its weights on level-1 latents. Raises OSError for a file that is in no cache or remote storage.
     """
-    system = DVCFileSystem(rev=commit)
     found: dict[str, Directions] = {}
     for name, path in paths.items():
-        content: Any = system.read_bytes(path)
-        found |= directions(name, safetensors.torch.load(content))
+        found |= directions(name, read_tensors(commit, path))
     return found
 
 

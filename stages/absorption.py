@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from hsae import absorption, clustering, feature_plots, hierarchical, labels, run, variants
+from hsae import absorption, clustering, feature_plots, labels, run
 from hsae.absorption import AbsorptionConfig, Method
 from hsae.files import read_json, read_tensors, write_figure, write_json
 from stages.files import read_store
+from stages.trained import read_flat, read_hsae
 
 
 def main(flat: list[str]) -> None:
@@ -14,17 +15,17 @@ def main(flat: list[str]) -> None:
     with run.stage("absorption") as stage:
         device = stage.device()
         config = stage.params(AbsorptionConfig, "absorption")
-        hsae = hierarchical.load(*read_tensors(stage.input("models/phase3.safetensors"))).to(device)
+        hsae = read_hsae(stage, device)
         level1, level2 = hsae.level1, hsae.level2
         methods = {
             "HSAE level1": Method(level1.encode, level1.W_dec),
             "HSAE level2": Method(lambda x: level2.encode(level1.encode(x)), level2.W_dec @ level1.W_dec),
         }
         for name in flat:
-            model = variants.load(*read_tensors(stage.input(f"models/flat_baseline/{name}.safetensors"))).to(device)
+            model = read_flat(stage, name, device)
             methods[name] = Method(model.encode, model.W_dec)
-        tensors, _ = read_tensors(stage.input("models/clustering_baseline/kmeans.safetensors"))
-        kmeans = clustering.load("kmeans", tensors, (1, 1), device)
+        centers, _ = read_tensors(stage.input("models/clustering_baseline/kmeans.safetensors"))
+        kmeans = clustering.load("kmeans", centers, (1, 1), device)  # a token is in one cluster
         assert isinstance(kmeans, clustering.Clusters)
         methods["kmeans"] = Method(lambda x: kmeans.reconstruct(x)[0], kmeans.centers)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()

@@ -1,15 +1,16 @@
-"""All dictionaries on the test split -> metrics/evaluate.json: reconstruction, sparsity and loss recovered."""
+"""All dictionaries on the test split -> metrics/evaluate.json: reconstruction, sparsity, loss recovered."""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-from hsae import gpt, run, variants
+from hsae import gpt, run
 from hsae.clustering import load as load_clusters
 from hsae.evaluation import evaluate
-from hsae.files import read_json, read_tensors, write_json
+from hsae.files import read_json, read_tensors, write_json, write_tensors
 from stages.files import read_store
+from stages.trained import read_flat
 
 
 def main(flat: list[str], clustering: list[str]) -> None:
@@ -20,19 +21,22 @@ def main(flat: list[str], clustering: list[str]) -> None:
         l0s = tuple(read_json(stage.input(f"models/l0/level{level}.json"))["l0"] for level in (1, 2))
         methods = {}
         for name in flat:
-            tensors, header = read_tensors(stage.input(f"models/flat_baseline/{name}.safetensors"))
-            methods["flat", name] = variants.load(tensors, header).to(device).reconstruct
+            methods[f"flat/{name}"] = read_flat(stage, name, device).reconstruct
         for name in clustering:
             tensors, _ = read_tensors(stage.input(f"models/clustering_baseline/{name}.safetensors"))
-            methods["clustering", name] = load_clusters(name, tensors, l0s, device).reconstruct
+            methods[f"clustering/{name}"] = load_clusters(name, tensors, l0s, device).reconstruct
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         test = read_store(stage, "test", device)
-        language_model, measured = evaluate(model, test, tokens, methods)
-        result = {"language_model": {**language_model, "threads": torch.get_num_threads(), "device": device.type}}
+        measured = evaluate(model, test, tokens, methods)
+        result = {
+            "language_model": {**measured.language_model, "threads": torch.get_num_threads(), "device": device.type}
+        }
         hsae = read_json(stage.input("metrics/hsae.json"))
         result["hsae"] = {level: hsae[level] for level in ("level1", "level2")}
-        for (family, name), metrics in measured.items():
+        for path, metrics in measured.methods.items():
+            family, name = path.split("/")
             result.setdefault(family, {})[name] = metrics
+        write_tensors(Path("data/contexts/evaluate.safetensors"), measured.tensors())
         write_json(Path("metrics/evaluate.json"), result)
 
 

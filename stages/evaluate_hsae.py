@@ -1,11 +1,13 @@
 """The trained HSAE on the test split -> metrics/hsae.json: both levels as dictionaries, and its parent-child graph."""
 
 from pathlib import Path
+from typing import Any
 
 from hsae import gpt, graph, hierarchical, run
 from hsae.evaluation import evaluate
-from hsae.files import read_tensors, write_csv, write_json
+from hsae.files import read_tensors, write_csv, write_json, write_tensors
 from stages.files import read_store
+from stages.trained import read_hsae
 
 
 def main() -> None:
@@ -13,16 +15,18 @@ def main() -> None:
     with run.stage("evaluate_hsae") as stage:
         device = stage.device()
         model = gpt.load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
-        hsae = hierarchical.load(*read_tensors(stage.input("models/phase3.safetensors"))).to(device)
+        hsae = read_hsae(stage, device)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         test = read_store(stage, "test", device)
-        methods = {"level1": hsae.reconstruct_from_h1, "level2": hsae.reconstruct_from_h2}
-        _, metrics = evaluate(model, test, tokens, methods)
+        methods = {"hsae/level1": hsae.reconstruct_from_h1, "hsae/level2": hsae.reconstruct_from_h2}
+        measured = evaluate(model, test, tokens, methods)
+        write_tensors(Path("data/contexts/hsae.safetensors"), measured.tensors())
+        metrics: dict[str, Any] = {path.split("/")[1]: own for path, own in measured.methods.items()}
         metrics["level2"]["fvu_h1"] = hierarchical.validate(hsae, test.batches())["level2"]["fvu_h1"]
-        measured = graph.measure(hsae, test.batches())
-        metrics["hierarchy"] = graph.summarize(measured, hsae.level1.W_dec)
+        edges = graph.measure(hsae, test.batches())
+        metrics["hierarchy"] = graph.summarize(edges, hsae.level1.W_dec)
         write_json(Path("metrics/hsae.json"), metrics)
-        write_csv(Path("plots/edges.csv"), graph.edges(measured).drop_duplicates("child"))
+        write_csv(Path("plots/edges.csv"), graph.edges(edges).drop_duplicates("child"))
 
 
 if __name__ == "__main__":

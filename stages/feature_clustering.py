@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from hsae import clustering_plots, graph, hierarchical, run, variants
+from hsae import clustering_plots, graph, run
 from hsae.coactivation import sparse_acts
 from hsae.feature_analysis import agreement_frame, analyse, detail_frame, differences, headline, latent_frame
 from hsae.feature_clustering import FeatureClusteringConfig, flat_features, hsae_features
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
 from hsae.latent_classes import Text
 from stages.files import read_store
+from stages.trained import read_flat, read_hsae
 
 
 def main() -> None:
@@ -16,8 +17,8 @@ def main() -> None:
     with run.stage("feature_clustering") as stage:
         device = stage.device()
         config = stage.params(FeatureClusteringConfig, "feature_clustering")
-        model = hierarchical.load(*read_tensors(stage.input("models/phase3.safetensors"))).to(device)
-        topk = variants.load(*read_tensors(stage.input("models/flat_baseline/topk.safetensors"))).to(device)
+        model = read_hsae(stage, device)
+        topk = read_flat(stage, "topk", device)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
         test = read_store(stage, "test", device)
         half = min(config.n_tokens, len(test)) // 2  # of the tokens: clusters from the first, classes from the second

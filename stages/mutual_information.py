@@ -8,13 +8,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hsae import clustering, hierarchical, information_plots, probes, run, variants
+from hsae import clustering, information_plots, probes, run
 from hsae import shared_information as shared
+from hsae.activations import Store
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
 from hsae.information import quantile_bins
 from hsae.labels import CONTEXT, context_labels
 from hsae.shared_information import InformationConfig
 from stages.files import read_store
+from stages.trained import read_flat, read_hsae
 
 LEVELS = ("hsae_level1", "hsae_level2")
 
@@ -25,14 +27,10 @@ def main() -> None:
         device = stage.device()
         config = stage.params(InformationConfig, "mutual_information")
         encoders, W_dec = _encoders(stage, device)
-        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
-        known = context_labels(tokens, read_json(stage.input("data/tokenizer.json"))["alphabet"])
         val, test = (read_store(stage, split, device) for split in ("val", "test"))
         half = len(test) // (2 * test.context) * test.context
         n_tokens = min(config.tokens, half) // test.context * test.context
-        offsets = torch.cat([val.activations.offsets, test.activations.offsets]).numpy()
-        classes = np.stack([shared.common_classes(known[name][offsets]) for name in CONTEXT], 1)
-        y_val, y_test = np.split(classes, [len(val)])
+        y_val, y_test = _classes(stage, val, test)
 
         x_val, x_pairs, x_score = val.x(slice(None)), test.x(slice(0, n_tokens)), test.x(slice(half, 2 * half))
         h1, h2 = (quantile_bins(encoders[name](x_pairs).cpu().numpy(), config.bins) for name in LEVELS)
@@ -68,13 +66,20 @@ def main() -> None:
             write_figure(Path(f"plots/{name}.png"), figure)
 
 
+def _classes(stage: run.Stage, val: Store, test: Store) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of both splits' tokens, a column each, rare classes put together."""
+    tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
+    known = context_labels(tokens, read_json(stage.input("data/tokenizer.json"))["alphabet"])
+    offsets = torch.cat([val.activations.offsets, test.activations.offsets]).numpy()
+    classes = np.stack([shared.common_classes(known[name][offsets]) for name in CONTEXT], 1)
+    y_val, y_test = np.split(classes, [len(val)])
+    return y_val, y_test
+
+
 def _encoders(stage: run.Stage, device: torch.device) -> tuple[dict[str, Callable[[Tensor], Tensor]], np.ndarray]:
     """What encodes normalised activations, by name, and the level-2 decoder."""
-    hsae = hierarchical.load(*read_tensors(stage.input("models/phase3.safetensors"))).to(device)
-    flat = {
-        name: variants.load(*read_tensors(stage.input(f"models/flat_baseline/{name}.safetensors"))).to(device)
-        for name in ("topk", "topk_level2")
-    }
+    hsae = read_hsae(stage, device)
+    flat = {name: read_flat(stage, name, device) for name in ("topk", "topk_level2")}
     centers, _ = read_tensors(stage.input("models/clustering_baseline/kmeans.safetensors"))
     kmeans = clustering.load("kmeans", centers, (1, 1), device)  # a token is in one cluster
     encoders = {

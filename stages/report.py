@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from hsae import config, control_plots, hierarchical, plots, report, run
+from hsae import config, control_plots, plots, report, run
 from hsae.files import read_json, read_tensors, write_figure, write_text
 from hsae.report import ReportConfig
 from stages.files import read_store
+from stages.trained import read_hsae
 
 FIGURES = {
     "Loss recovered by each dictionary": "dictionaries",
+    "All methods over eight seeds (`make comparison`)": "comparison",
     "Parents and children": "forest",
     "How often latents are active": "densities",
     "Level-2 decoder": "decoder",
@@ -35,7 +37,7 @@ def main(curves: list[str], controls: list[str]) -> None:
         settings = stage.params(ReportConfig, "report")
         evaluation = read_json(stage.input("metrics/evaluate.json"))
         corpus = read_json(stage.input("data/corpus.json"))
-        hsae = hierarchical.load(*read_tensors(stage.input("models/phase3.safetensors"))).to(device)
+        hsae = read_hsae(stage, device)
         test = read_store(stage, "test", device)
         h1, h2 = report.encode(hsae, test)
         rows = report.rows(evaluation)

@@ -155,7 +155,7 @@ def test_headlines_of_a_model_are_numbers_and_a_dead_level_2_has_none(store: Sto
     assert found["ami"].keys() >= {"current_character", "next_kind"}
     recovered = controls.loss_recovered(model, gpt, store, corpus_tokens)
     for level, reconstruct in (("level1", model.reconstruct_from_h1), ("level2", model.reconstruct_from_h2)):
-        expected = evaluate(gpt, store, corpus_tokens, {level: reconstruct})[1][level]
+        expected = evaluate(gpt, store, corpus_tokens, {level: reconstruct}).methods[level]
         assert recovered[level] == {name: expected[name] for name in ("ce_recovered_zero", "ce_recovered_mean")}
 
     with torch.no_grad():

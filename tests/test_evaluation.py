@@ -24,8 +24,8 @@ def half(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def measure(gpt: GPT, store: Store, tokens: torch.Tensor, method) -> tuple[dict[str, float], dict[str, float]]:
-    language_model, measured = evaluate(gpt, store, tokens, {"it": method})
-    return language_model, measured["it"]
+    measured = evaluate(gpt, store, tokens, {"it": method})
+    return measured.language_model, measured.methods["it"]
 
 
 def test_the_clean_loss_is_the_cross_entropy_of_the_same_windows(gpt: GPT, store: Store, corpus_tokens):
@@ -96,9 +96,9 @@ def test_the_dictionarys_own_metrics_are_those_of_metrics_py(gpt: GPT, store: St
 
 
 def test_methods_are_measured_independently_of_each_other(gpt: GPT, store: Store, corpus_tokens):
-    together = evaluate(gpt, store, corpus_tokens, {("a", 1): half, ("b", 2): mean})[1]
-    assert together["a", 1] == measure(gpt, store, corpus_tokens, half)[1]
-    assert together["b", 2] == measure(gpt, store, corpus_tokens, mean)[1]
+    together = evaluate(gpt, store, corpus_tokens, {"a": half, "b": mean}).methods
+    assert together["a"] == measure(gpt, store, corpus_tokens, half)[1]
+    assert together["b"] == measure(gpt, store, corpus_tokens, mean)[1]
 
 
 def test_the_normalisation_is_that_of_the_store_not_of_the_data_at_hand(gpt: GPT, store: Store, corpus_tokens):
@@ -109,3 +109,28 @@ def test_the_normalisation_is_that_of_the_store_not_of_the_data_at_hand(gpt: GPT
     assert found["fvu"] > 1.01
     perfect = measure(gpt, other, corpus_tokens, identity)[1]
     assert perfect["ce_recovered_mean"] == pytest.approx(1, abs=1e-4)
+
+
+def test_sums_over_contexts_add_up_to_the_metrics(gpt: GPT, store: Store, corpus_tokens):
+    measured = evaluate(gpt, store, corpus_tokens, {"flat/half": half, "flat/mean": mean})
+    shared, own, found = measured.contexts, measured.by_context["flat/half"], measured.methods["flat/half"]
+    assert all(len(sums) == 40 for sums in (*shared.values(), *own.values()))
+    totals = {name: sums.sum().item() for name, sums in (shared | own).items()}
+    n = totals["n_tokens"]
+    assert n == len(store)
+    assert totals["active"] / n == found["l0"]
+    assert totals["ce"] / n == pytest.approx(found["ce"])
+    assert totals["squared_error"] / totals["sum_squares"] == pytest.approx(found["fvu"], rel=1e-6)
+    assert totals["ce_clean"] / n == pytest.approx(measured.language_model["ce_clean"])
+    assert totals["ce_mean_ablated"] / n == pytest.approx(measured.language_model["ce_mean_ablated"])
+    tensors = measured.tensors()
+    assert len(tensors) == 4 + 2 * 3
+    assert tensors["flat/half/ce"] is own["ce"]
+    assert tensors["contexts/ce_clean"] is shared["ce_clean"]
+
+
+def test_a_context_has_the_sums_that_it_has_alone(gpt: GPT, store: Store, corpus_tokens):
+    together = evaluate(gpt, store, corpus_tokens, {"it": half}).by_context["it"]
+    x = store.x(slice(3 * CONTEXT, 4 * CONTEXT))
+    assert together["active"][3] == (x > 0).sum()
+    assert together["squared_error"][3] == pytest.approx((0.25 * x.square()).sum().item(), rel=1e-6)

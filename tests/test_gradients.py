@@ -60,7 +60,7 @@ def hsae(kind: str, frozen: bool, d: int = 20, widths: tuple[int, int] = (70, 35
     """Both levels, one level-1 latent without any parent; level 1 possibly frozen, as in phase 2."""
     level1, level2 = autoencoder(kind, d, widths[0]), build(kind, *widths, k=6, beta=0.12, nonnegative=True)
     model = HierarchicalSAE(level1, level2)
-    model.init_level2(tokens(widths[1] + 200, d, seed=2))
+    model.level2.init_from_data(model.level1.encode(tokens(widths[1] + 200, d, seed=2)))
     level2.b_dec.add_(0.01 * torch.rand(widths[0]))
     level2.W_dec.add_(0.02 * torch.rand(widths[1], widths[0]))
     level2.W_dec[:, 3] = 0

@@ -44,7 +44,7 @@ def new(kind: str, c: Coefficients = ALL) -> HierarchicalSAE:
 def started(kind: str, x: torch.Tensor) -> HierarchicalSAE:
     """As after phase 1 and the initialisation of phase 2, and a little off it, so that nothing is tied."""
     model = new(kind)
-    model.init_level2(x)
+    model.level2.init_from_data(model.level1.encode(x))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -141,7 +141,7 @@ def test_level_2_must_be_nonnegative_and_read_level_1():
 def test_level_2_starts_from_the_level_1_activations_of_the_first_tokens(x: torch.Tensor):
     model = new("relu")
     level1 = state(model.level1)
-    model.init_level2(x)
+    model.level2.init_from_data(model.level1.encode(x))
     h1 = model.level1.encode(x).detach()
     torch.testing.assert_close(model.level2.b_dec.data, h1.mean(0))
     for row, activations in zip(model.level2.W_dec.data, h1, strict=False):
@@ -155,7 +155,7 @@ def test_level_2_starts_from_the_level_1_activations_of_the_first_tokens(x: torc
 
 def test_level_2_cannot_start_from_fewer_tokens_than_it_has_latents(x: torch.Tensor):
     with pytest.raises(ValueError, match="initialising 5 latents from data needs as many tokens; there are 4"):
-        new("relu").init_level2(x[:4])
+        new("relu").level2.init_from_data(new("relu").level1.encode(x[:4]))
 
 
 # The objective

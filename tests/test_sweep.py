@@ -8,26 +8,14 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from hsae import experiments, presets, seed_models, sweep
+from hsae import context_bootstrap, experiments, presets, seed_models, sweep, sweep_config
 from hsae.config import flatten
 from hsae.experiments import Recipe
 from hsae.losses import Coefficients
 from hsae.statistics import paired_comparison
-from hsae.sweep import (
-    Ablations,
-    Claim,
-    Comparison,
-    Frontier,
-    collect,
-    compare,
-    judge,
-    load,
-    main,
-    matched,
-    points,
-    summarize,
-    tidy,
-)
+from hsae.sweep import main
+from hsae.sweep_config import SCHEMAS, Ablations, Claim, Comparison, Frontier, GroundTruth, load
+from hsae.sweep_results import collect, compare, judge, matched, points, summarize, tidy
 from hsae.training import Phase
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,7 +106,7 @@ def committed_params() -> dict[str, Any]:
     return flatten(OmegaConf.to_container(OmegaConf.load(ROOT / "params.yaml")))  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("name", sweep.SCHEMAS)
+@pytest.mark.parametrize("name", SCHEMAS)
 def test_the_committed_sweeps_change_what_there_is_to_values_that_the_schemas_take(name: str):
     params = committed_params()
     runs = load(name).runs(params)
@@ -147,7 +135,7 @@ def test_conditions_without_a_phase_give_no_level_fewer_tokens_than_the_referenc
 def test_a_description_with_an_unknown_or_missing_key_or_no_yaml_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sweep, "SWEEPS", tmp_path)
+    monkeypatch.setattr(sweep_config, "SWEEPS", tmp_path)
     good = OmegaConf.to_container(OmegaConf.load(ROOT / "hsae/sweeps/frontier.yaml"))
     assert isinstance(good, dict)
     bad = {"bugdet": OmegaConf.to_yaml({**good, "bugdet": {}}), "seeds": OmegaConf.to_yaml({**good, "seeds": ["x"]})}
@@ -358,8 +346,8 @@ def comparison_sweep(**changes: Any) -> Comparison:
         "budget": {},
         "conditions": {"default": {}},
         "headline": {"level1.fvu": "level 1: FVU", "level2.fvu": "level 2: FVU", "hierarchy.p": "P"},
-        "reference": "HSAE",
-        "models": {"HSAE": "models/phase3.safetensors"},
+        "reference": "topk",
+        "models": {"HSAE": "models/phase3.safetensors", "topk": "models/flat_baseline/topk.safetensors"},
     }
     return Comparison(**{**values, **changes})
 
@@ -380,21 +368,50 @@ def test_a_comparison_has_one_condition():
         comparison_sweep(conditions={"default": {}, "other": {}})
 
 
-def test_methods_are_compared_with_the_hsae_level_by_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_reference_that_no_model_or_method_is_called_is_refused():
+    with pytest.raises(ValueError, match="`reference` must be one of the models HSAE, topk; not 'tpk'"):
+        comparison_sweep(reference="tpk")
+    committed = load("recovery")
+    assert isinstance(committed, GroundTruth)
+    with pytest.raises(ValueError, match=r"`reference` must be one of hsae, level1_alone, relu, .*; not 'HSAE'"):
+        GroundTruth(**{**vars(committed), "reference": "HSAE"})
+
+
+def context_sums(generator: np.random.Generator, ce: float) -> dict[str, np.ndarray]:
+    """Of 50 contexts of 10 characters."""
+    noise = generator.normal(0, 1, 50)
+    return {"active": 20 + noise, "squared_error": 3 + noise.clip(-2), "ce": ce + 0.1 * noise}
+
+
+def context_run(evaluated: dict[str, Any], seed: int) -> context_bootstrap.Run:
+    generator = np.random.default_rng(seed)
+    shared = {"n_tokens": 10.0, "sum_squares": 30.0, "ce_clean": 10.0, "ce_mean_ablated": 30.0}
+    paths = [f"{family}/{name}" for family in ("hsae", "flat", "clustering") for name in evaluated[family]]
+    methods = {path: context_sums(generator, 11 + i) for i, path in enumerate(paths)}
+    return context_bootstrap.Run({name: np.full(50, value) for name, value in shared.items()}, methods)
+
+
+def test_methods_are_compared_with_a_flat_autoencoder_level_by_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     of_seeds: Any = {("default", 0): evaluation(16, 0.1), ("default", 1): evaluation(16, 0.2)}
     for (_, seed), content in of_seeds.items():
         content["hierarchy"] = {"p": 0.5 + seed}
-    collect("comparison", comparison_sweep(), of_seeds, [])
+    runs = [context_run(evaluation(16, 0.1), seed) for seed in (0, 1)]
+    collect("comparison", comparison_sweep(), of_seeds, [], runs)
     found = strict("metrics/comparison.json")["methods"]
     assert {*found} == {"HSAE", "topk", "kmeans", "ward", "pca"}
     assert found["HSAE"]["hierarchy.p"]["mean"] == 1
+    assert "difference" not in found["HSAE"]["hierarchy.p"], "the flat one has no hierarchy"
     assert found["HSAE"]["level2.fvu"]["mean"] == pytest.approx(0.3)
-    # Half of level 1's .1 and .2, and half of level 2's .2 and .4.
-    assert found["topk"]["level1.fvu"]["difference"] == pytest.approx(-0.075)
-    assert found["topk"]["level2.fvu"]["difference"] == pytest.approx(-0.15)
+    # Level 1's .1 and .2 against half of them, and level 2's .2 and .4 likewise.
+    assert found["HSAE"]["level1.fvu"]["difference"] == pytest.approx(0.075)
+    assert found["HSAE"]["level2.fvu"]["difference"] == pytest.approx(0.15)
     assert {*found["kmeans"]} == {"level1.fvu"}
     assert {*found["ward"]} == {"level2.fvu"}
+    assert {*found["topk"]["level1.fvu"]["contexts"]} == {"interval"}
+    assert {*found["HSAE"]["level2.fvu"]["contexts"]} == {"interval", "difference"}
+    low, high = found["HSAE"]["level2.fvu"]["contexts"]["interval"]
+    assert 0.05 < low < 0.1 < high < 0.15  # 3 of 30, whatever metrics/evaluate.json says
     assert len(pd.read_csv("metrics/comparison.csv").query("condition == 'HSAE' and metric == 'hierarchy.p'")) == 2
     assert Path("plots/comparison.png").stat().st_size > 1000
 
@@ -479,13 +496,16 @@ def test_after_a_comparison_the_models_of_its_finished_seeds_are_compared(
     fake: FakeProject, monkeypatch: pytest.MonkeyPatch
 ):
     compared: list[Any] = []
+    over_contexts: list[Any] = []
     monkeypatch.setattr(sweep, "load", lambda _: comparison_sweep(seeds=[4, 5, 6], metrics=["metrics/evaluate.json"]))
-    monkeypatch.setattr(sweep, "collect", lambda *_: None)
+    monkeypatch.setattr(sweep, "collect", lambda *arguments: over_contexts.append(arguments[-1]))
     monkeypatch.setattr(sweep, "read_committed", lambda *_: {})
+    monkeypatch.setattr(context_bootstrap, "read", lambda commit: f"run {commit}")
     monkeypatch.setattr(seed_models, "collect", lambda *arguments: compared.append(arguments))
     fake.done = {"comparison-default-4": "a"}
     main(["comparison", "--collect"])
     assert compared == [], "one seed has nothing to be compared with"
     fake.done["comparison-default-6"] = "b"
     main(["comparison", "--collect"])
-    assert compared == [({4: "a", 6: "b"}, {"HSAE": "models/phase3.safetensors"})]
+    assert compared == [({4: "a", 6: "b"}, comparison_sweep().models)]
+    assert over_contexts == [["run a"], ["run a", "run b"]]

@@ -1,0 +1,218 @@
+"""What the finished experiments of a sweep say: tables of their metrics, comparisons over seeds, figures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from hsae import plots
+from hsae.clustering import L0_LEVEL
+from hsae.comparison_plots import comparison_table
+from hsae.config import check, flatten
+from hsae.context_bootstrap import Run, intervals
+from hsae.files import write_csv, write_figure, write_json
+from hsae.statistics import at_matched_l0, bootstrap_interval, holm, paired_comparison
+from hsae.sweep_config import Ablations, AnySweep, Claim, Comparison, Frontier, GroundTruth
+
+SIGNIFICANT = 0.05
+
+
+def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
+    """Metrics files of some (condition, seed) as rows: condition, seed, metric (dotted), value (nan for null)."""
+    rows = [
+        {"condition": condition, "seed": seed, "metric": metric, "value": np.nan if value is None else float(value)}
+        for (condition, seed), content in results.items()
+        for metric, value in flatten(content).items()
+        if not isinstance(value, str)
+    ]
+    return pd.DataFrame(rows, columns=["condition", "seed", "metric", "value"])
+
+
+def compare(frame: pd.DataFrame, sweep: Ablations | Comparison | GroundTruth) -> pd.DataFrame:
+    """`paired_comparison` of the headline metrics, as far as a condition shares two seeds with the reference.
+
+    Raises ValueError for a headline metric that no result has.
+    """
+    there = frame["metric"].unique().tolist()
+    for metric in sweep.headline:
+        check("headline", metric, f"in {' and '.join(sweep.metrics)} ({', '.join(there)})", metric in there)
+    shown = frame.query("metric in @sweep.headline").dropna()
+    paired = shown.merge(shown.query("condition == @sweep.reference").filter(["metric", "seed"]))
+    groups = [group for _, group in paired.groupby(["condition", "metric"], sort=False) if len(group) > 1]
+    kept = pd.concat(groups) if groups else paired.head(0)
+    if set(kept["condition"]) <= {sweep.reference}:
+        return pd.DataFrame(columns=["condition", "metric", "p"])
+    return paired_comparison(kept, sweep.reference, seed=0)
+
+
+def judge(comparisons: pd.DataFrame, claims: list[Claim]) -> list[dict[str, Any]]:
+    """Whether each claim holds: its difference has the right sign, and p < .05 after Holm over all claims.
+
+    A claim that cannot be tested yet counts with p = 1: its test can only make the others' p_holm smaller.
+    """
+    rows = {(row["condition"], row["metric"]): row for row in comparisons.to_dict("records")}
+    tested = [rows.get((claim.condition, claim.metric)) for claim in claims]
+    p_holm = holm(np.array([row["p"] if row else 1.0 for row in tested], dtype=float)).tolist()
+    judged = []
+    for claim, row, p in zip(claims, tested, p_holm, strict=True):
+        values = {key: row[key] if row else None for key in ("n", "difference", "low", "high", "p")}
+        holds = row is not None and (row["difference"] > 0) == (claim.direction == "up") and p < SIGNIFICANT
+        judged.append({**vars(claim), **values, "p_holm": p if row else None, "holds": bool(holds)})
+    return judged
+
+
+def summarize(frame: pd.DataFrame, comparisons: pd.DataFrame, headline: list[str]) -> dict[str, dict[str, Any]]:
+    """condition -> headline metric -> its mean over n seeds, and its comparison with the reference, if there is one.
+
+    `interval` is the 95% bootstrap interval of the mean; None for one seed.
+    """
+    shown = frame[frame["metric"].isin(headline)].dropna()
+    summary: dict[str, dict[str, Any]] = {}
+    for (condition, metric), group in shown.groupby(["condition", "metric"], sort=False):  # pyright: ignore
+        values = np.asarray(group["value"], dtype=float)
+        interval = list(bootstrap_interval(values, seed=0)) if len(values) > 1 else None
+        summary.setdefault(condition, {})[metric] = {"mean": values.mean(), "interval": interval, "n": len(values)}
+    for row in comparisons.to_dict("records"):
+        compared = {key: row[key] for key in ("n", "difference", "low", "high", "p", "p_holm")}
+        summary[row["condition"]][row["metric"]] |= compared
+    return summary
+
+
+class Dictionary(NamedTuple):
+    """An entry of metrics/evaluate.json."""
+
+    method: str
+    level: int
+    """The HSAE's level that it is compared with: 1 or 2."""
+    metrics: dict[str, Any]
+    path: str
+    """family/name."""
+
+
+def dictionaries(evaluation: dict[str, Any]) -> Iterator[Dictionary]:
+    """All dictionaries in metrics/evaluate.json.
+
+    A flat autoencoder's level is in its name. A clustering's is the one whose L0 it has, or else whose width.
+    """
+    width2 = evaluation["hsae"]["level2"]["latents"]
+    for family in ("hsae", "flat", "clustering"):
+        for name, metrics in evaluation[family].items():
+            if family == "clustering":
+                level = L0_LEVEL[name] if name in L0_LEVEL else 1 + (metrics["latents"] == width2)
+            else:
+                level = 1 + name.endswith("level2")
+            method = "HSAE" if family == "hsae" else name.removesuffix("_level2")
+            yield Dictionary(method, level, metrics, f"{family}/{name}")
+
+
+def methods(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
+    """`tidy` rows whose conditions are the methods: metrics/evaluate.json by level, the hierarchy as the HSAE's own."""
+    by_method: dict[tuple[str, int], dict[str, Any]] = {}
+    for (_, seed), content in results.items():
+        for entry in dictionaries(content):
+            by_method.setdefault((entry.method, seed), {})[f"level{entry.level}"] = entry.metrics
+        by_method["HSAE", seed]["hierarchy"] = content["hierarchy"]
+    return tidy(by_method)
+
+
+def known(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
+    """`tidy` rows whose conditions are the methods and whose metrics are metrics/synthetic.json's, by difficulty."""
+    by_method: dict[tuple[str, int], dict[str, Any]] = {}
+    for (difficulty, seed), content in results.items():
+        for method, scores in content.items():
+            by_method.setdefault((method, seed), {})[difficulty] = scores
+    return tidy(by_method)
+
+
+def compared(sweep: AnySweep, results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
+    """`tidy` rows of what a sweep compares: methods, or its conditions."""
+    if isinstance(sweep, Comparison):
+        return methods(results)
+    return known(results) if isinstance(sweep, GroundTruth) else tidy(results)
+
+
+def points(evaluations: dict[tuple[str, int], dict[str, Any]], ys: list[str]) -> pd.DataFrame:
+    """A row per method, level and sparsity, the mean over seeds: method, level (1 or 2), l0 and `ys`.
+
+    `evaluations` hold metrics/evaluate.json of some (condition, seed). What no sparsity changes (most clusterings)
+    stands there once.
+    """
+    rows = []
+    for (condition, _), evaluation in evaluations.items():
+        for entry in dictionaries(evaluation):
+            known = {key: entry.metrics[key] for key in ("l0", *ys)}
+            values = {key: np.nan if value is None else value for key, value in known.items()}
+            rows.append({"condition": condition, "method": entry.method, "level": entry.level, **values})
+    groups = pd.DataFrame(rows).groupby(["method", "level", "condition"], sort=False, as_index=False)
+    means = groups.agg(dict.fromkeys(["l0", *ys], "mean"))
+    return means.drop(columns="condition").drop_duplicates(ignore_index=True)
+
+
+def matched(frontiers: pd.DataFrame, sweep: Frontier) -> dict[str, Any]:
+    """level -> L0 -> method -> metric, on each method's frontier; None where its sparsities do not reach that L0."""
+    result: dict[str, Any] = {level: {f"{l0:g}": {} for l0 in l0s} for level, l0s in sweep.matched_l0.items()}
+    for (method, number), own in frontiers.groupby(["method", "level"], sort=False):  # pyright: ignore
+        for l0 in sweep.matched_l0.get(f"level{number}", []) if len(own) > 1 else []:
+            known = {y: own.filter(["l0", y]).dropna() for y in sweep.headline}
+            values = {y: at_matched_l0(points, l0, y) if len(points) else np.nan for y, points in known.items()}
+            finite = {y: value if np.isfinite(value) else None for y, value in values.items()}
+            result[f"level{number}"][f"{l0:g}"][method] = finite
+    return result
+
+
+def over_contexts(evaluation: dict[str, Any], runs: list[Run], reference: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """(method, headline metric) -> `contexts`: intervals of its mean and of its difference from the reference's."""
+    entries = {entry.path: entry for entry in dictionaries(evaluation)}
+    references = {entry.level: path for path, entry in entries.items() if entry.method == reference}
+    rivals = {path: references[entry.level] for path, entry in entries.items()}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in intervals(runs, rivals, seed=0).to_dict("records"):
+        entry = entries[row["method"]]
+        interval, difference = [row["low"], row["high"]], [row["difference_low"], row["difference_high"]]
+        own = {"interval": interval} | ({} if entry.method == reference else {"difference": difference})
+        found[entry.method, f"level{entry.level}.{row['metric']}"] = {"contexts": own}
+    return found
+
+
+def collect(
+    name: str,
+    sweep: AnySweep,
+    results: dict[tuple[str, int], Any],
+    missing: list[str],
+    runs: list[Run] | None = None,
+) -> None:
+    """Write the results of some (condition, seed), contents of the metrics files, to metrics/ and plots/.
+
+    `runs` has what the seeds of a comparison were measured to be context by context.
+    """
+    result = {"target": sweep.target, "budget": flatten(sweep.budget), "seeds": sweep.seeds, "missing": missing}
+    if isinstance(sweep, Frontier):
+        frame = points(results, list(sweep.headline))
+        active = frame.query("l0 > 0")  # the axis is logarithmic
+        result["matched_l0"] = matched(active, sweep)
+        figure = plots.frontier(active, sweep.headline)
+    else:
+        frame = compared(sweep, results)
+        comparisons = compare(frame, sweep)
+        summary = summarize(frame, comparisons, list(sweep.headline))
+        result["reference"] = sweep.reference
+        if isinstance(sweep, Comparison) and runs:
+            for (method, metric), own in over_contexts(next(iter(results.values())), runs, sweep.reference).items():
+                if metric in sweep.headline:
+                    summary[method][metric] |= own
+        if isinstance(sweep, Comparison | GroundTruth):
+            result["methods"] = summary
+        else:
+            result["overrides"] = {condition: flatten(values) for condition, values in sweep.conditions.items()}
+            result["conditions"] = summary
+            result["claims"] = judge(comparisons, sweep.claims)
+        labelled = comparisons.replace({"metric": sweep.headline})
+        figure = plots.paired_differences(labelled, sweep.reference) if len(comparisons) else None
+        if isinstance(sweep, Comparison):
+            figure = comparison_table(summary, sweep.headline, sweep.reference)
+    write_csv(Path(f"metrics/{name}.csv"), frame)
+    write_json(Path(f"metrics/{name}.json"), result)
+    if figure:
+        write_figure(Path(f"plots/{name}.png"), figure)
