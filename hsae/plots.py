@@ -141,7 +141,7 @@ def frontier(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
     grid = sns.relplot(
         tidy, x="l0", y="value", row="level", col="quantity", hue="method", style="method", kind="line", estimator=None,
         markers=True, markersize=8, height=3.4, aspect=1.2, facet_kws={"sharex": "row", "sharey": False},
-        palette=_colors(len(points["method"].unique())),
+        palette=colors(len(points["method"].unique())),
     )  # fmt: skip
     grid.set_titles("level {row_name}").set_xlabels("L0: active latents per token (log scale)")
     for (_, quantity), axes in grid.axes_dict.items():
@@ -222,7 +222,7 @@ def _shares(W_dec: np.ndarray) -> np.ndarray:
     return W_dec / np.maximum(W_dec.sum(0, keepdims=True), 1e-8)
 
 
-def _colors(n: int) -> list[tuple[float, float, float]]:
+def colors(n: int) -> list[tuple[float, float, float]]:
     """The colour-blind-safe palette, over and over: beyond its ten colours markers tell methods apart."""
     palette = sns.color_palette("colorblind")
     return [palette[i % len(palette)] for i in range(n)]

@@ -32,6 +32,11 @@ TINY = {
         "train_samples": 4096, "test_samples": 1024, "phase1": {"epochs": 1}, "sharpening": {"epochs": 1},
         "latents": {"init_tokens": 1024}, "flat": ["topk"],
     },
+    "causal_tracing": {
+        "prompt_chars": 16, "pairs": 8, "min_pairs": 1, "ks": [1, 4], "steps": 1, "exact": 3, "draws": 1, "distance": 2,
+        "parents": 2, "children": 2,
+    },
+    "steering": {"contexts": 4, "doses": [0.5, 1.0], "random": 2},
     "control": {"tokens": 4096, "test_tokens": 1024, "shifts": 10},
     "report": {"n_parents": 2, "n_snippets": 2},
 }  # fmt: skip

@@ -1,0 +1,82 @@
+"""Nodes that are candidates for a cause: ranked by attribution, and what they are compared with."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hsae import causal
+from hsae.causal import Basis, Runs
+
+NEURONS, LEVEL1, LEVEL2 = "neurons", "level1", "level2"
+MATCHED, RANDOM, DIFFERENCE = "matched random latents", "random directions", "difference of means"
+NEAREST = 10  # latents among which a matched one is drawn
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Nodes of a basis, those first that discovery says matter most."""
+
+    basis: Basis
+    order: Int[Tensor, " chosen"]
+    difference: Float[Tensor, " node"]
+    """How much more of every node there is after the prompt, all positions together, in the order of the basis."""
+
+    @property
+    def promoted(self) -> int:
+        """The first node of which there is more after the prompt: one to steer with, as latents are never negative."""
+        more = self.order[self.difference[self.order] > 0]
+        return int(more[0] if len(more) else self.order[0])
+
+
+def choose(basis: Basis, runs: Runs, gradient: Float[Tensor, "pair pos d_in"]) -> Choice:
+    """Rank the nodes of a basis by their mean attribution."""
+    codes = runs.codes(basis)
+    scores = causal.attribution(codes, basis, gradient).mean(0)
+    return Choice(basis, scores.argsort(descending=True, stable=True), codes.sum(1).mean(0))
+
+
+def matched(choice: Choice, x: Float[Tensor, "token d_in"], n: int, seed: int) -> Choice:
+    """Random latents instead of the first `n`: each is like one of them in how often and how strongly it is active.
+
+    Drawn, without replacement, among the ten nearest by log frequency and log mean activation on `x` that are not
+    among the first n themselves.
+    """
+    acts = choice.basis.encode(x)
+    frequency, mean = (acts != 0).double().mean(0), acts.double().mean(0)
+    place = torch.stack([frequency.clamp(min=1e-6).log(), mean.clamp(min=1e-6).log()], 1)
+    free = torch.ones(len(frequency), dtype=torch.bool)
+    free[choice.order[:n]] = False
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for node in choice.order[:n].tolist():
+        distances = (place - place[node]).norm(dim=1).cpu().masked_fill(~free, torch.inf)
+        nearest = distances.topk(min(NEAREST, int(free.sum())), largest=False).indices
+        drawn.append(int(nearest[torch.randint(len(nearest), (1,), generator=generator)]))
+        free[drawn[-1]] = False
+    return Choice(Basis(MATCHED, choice.basis.encode, choice.basis.directions), torch.tensor(drawn), choice.difference)
+
+
+def linear_basis(name: str, directions: Float[Tensor, "node d_in"]) -> Basis:
+    """Orthonormal directions as nodes: codes are coordinates along them, and nothing is left over if they span all."""
+    return Basis(name, lambda x: x @ directions.T, directions)
+
+
+def rival_bases(x: Float[Tensor, "token d_in"], seed: int) -> dict[str, Basis]:
+    """Coordinates of the stream, its principal components on `x`, and random orthonormal directions.
+
+    Neurons are coordinates of the stream itself, as in MIB (Mueller et al. 2025, arXiv 2504.13151).
+    """
+    centred = x - x.mean(0)
+    components = torch.linalg.eigh(centred.T @ centred).eigenvectors.T.flip(0)
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], generator=generator))[0].to(x)
+    directions = {NEURONS: torch.eye(x.shape[1], device=x.device), "PCA": components, RANDOM: random}
+    return {name: linear_basis(name, rows) for name, rows in directions.items()}
+
+
+def difference_of_means(runs: Runs) -> Basis:
+    """One direction: the mean difference at the last position."""
+    mean = runs.difference()[:, -1].mean(0)
+    return linear_basis(DIFFERENCE, (mean / mean.norm())[None])

@@ -1,0 +1,183 @@
+"""Figures of causal tracing and steering."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy import ndarray
+
+from hsae import plots
+
+LABELS = {"h2": "level-2 latents", "e1": "e1: h1 from h2", "e0": "e0: x from h1", "h1": "level-1 latents"}
+
+Content = TypeVar("Content", bound=dict[str, Any] | pd.DataFrame)
+
+
+def _unless_empty(draw: Callable[[Content], Figure]) -> Callable[[Content], Figure]:
+    """Where no task is there to be drawn, a figure that says so."""
+
+    @wraps(draw)
+    def drawn(content: Content) -> Figure:
+        if len(content):
+            return draw(content)
+        figure = Figure(figsize=(5, 1))
+        figure.text(0.5, 0.5, "no task has enough pairs on which the model is right", ha="center", va="center")
+        return figure
+
+    return drawn
+
+
+@_unless_empty
+def tracing_map(maps: dict[str, Float[ndarray, "layer distance"]]) -> Figure:
+    """A heat map per task: what the clean stream restores at each layer and position, as a share of the effect."""
+    n_columns = min(len(maps), 3)
+    n_rows = -(-len(maps) // n_columns)
+    figure = Figure(figsize=(4.2 * n_columns, 0.8 + 2.3 * n_rows), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
+    for axes, (task, effect) in zip(panels, maps.items(), strict=False):
+        rows = ["embeddings", *(f"block {i}" for i in range(len(effect) - 1))]
+        columns = [f"-{back}" if back else "last" for back in range(effect.shape[1])]
+        frame = pd.DataFrame(effect[::-1, ::-1], rows[::-1], columns[::-1])
+        sns.heatmap(frame, vmin=0, vmax=1, cmap="viridis", cbar=axes is panels[n_columns - 1], ax=axes, xticklabels=2)
+        axes.set_title(task.replace("_", " "))
+    for axes in panels[len(maps) :]:
+        axes.remove()
+    figure.supxlabel("position, counted from the last", fontsize="medium")
+    return figure
+
+
+@_unless_empty
+def effects(tasks: dict[str, Any]) -> Figure:
+    """CPR of every method, a panel per task, with 95% intervals; dashed: neurons."""
+    methods = list(next(iter(tasks.values()))["methods"])
+    figure, panels = plots.panel_grid(list(tasks), 0.9 + 0.26 * len(methods))
+    for task, axes in panels.items():
+        found = {method: tasks[task]["methods"][method]["cpr"] for method in methods}
+        _intervals(axes, found)
+        axes.axvline(found["neurons"]["value"], color="black", linewidth=1, linestyle="--")
+        axes.set_title(task.replace("_", " "))
+    figure.supxlabel("CPR: mean faithfulness over the number of restored nodes; dashed: neurons", fontsize="medium")
+    return figure
+
+
+@_unless_empty
+def shares(tasks: dict[str, Any]) -> Figure:
+    """Share of the effect in level-2 latents and both errors (and in level-1 latents), a panel per task."""
+    figure, panels = plots.panel_grid(list(tasks), 1.0)
+    for task, axes in panels.items():
+        own = tasks[task]["shares"]
+        _intervals(axes, {LABELS[name]: own[name]["share"] for name in LABELS})
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_title(task.replace("_", " "))
+    figure.supxlabel("share of the effect: mean of what suffices and what is needed, 95% interval", fontsize="medium")
+    return figure
+
+
+def curve_frame(tasks: dict[str, Any]) -> pd.DataFrame:
+    """A row per task, method, number of nodes and kind of effect: value, low, high."""
+    rows = [
+        (task, method, int(k), kind, found["value"], *found["interval"])
+        for task, own in tasks.items()
+        for method, described in own["methods"].items()
+        for k, kinds in described["curve"].items()
+        for kind, found in kinds.items()
+    ]
+    return pd.DataFrame(rows, columns=["task", "method", "k", "kind", "value", "low", "high"])
+
+
+@_unless_empty
+def curves(tasks: dict[str, Any]) -> Figure:
+    """Faithfulness of every method over the number of restored nodes, a panel per task."""
+    shown = curve_frame(tasks).query("kind == 'sufficient'").replace({"task": "_"}, {"task": " "}, regex=True)
+    methods = shown["method"].unique().tolist()
+    palette = dict(zip(methods, plots.colors(len(methods)), strict=True))
+    grid = sns.relplot(
+        shown, x="k", y="value", hue="method", style="method", col="task", col_wrap=_columns(shown), kind="line",
+        markers=True, markersize=6, height=2.8, aspect=1.25, palette=palette,
+    )  # fmt: skip
+    grid.set_titles("{col_name}").set_axis_labels("restored nodes", "faithfulness")
+    for task, axes in grid.axes_dict.items():
+        axes.set_xscale("log", base=2)
+        axes.axhline(1, color="black", linewidth=1, linestyle="--")
+        for method, rows in shown[shown["task"] == task].groupby("method", sort=False):
+            axes.fill_between(rows["k"], rows["low"], rows["high"], color=palette[method], alpha=0.12, linewidth=0)
+    return grid.figure
+
+
+@_unless_empty
+def paths(tasks: dict[str, Any]) -> Figure:
+    """Top parents, the children by way of which they act, and the answer, a panel per task; as wide as effects."""
+    n_columns = min(len(tasks), 2)
+    n_rows = -(-len(tasks) // n_columns)
+    tallest = max(sum(len(row["children"]) for row in own["paths"]) for own in tasks.values())
+    figure = Figure(figsize=(6.4 * n_columns, n_rows * (0.7 + 0.26 * tallest)), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
+    for axes, (task, own) in zip(panels, tasks.items(), strict=False):
+        _path_panel(axes, own["paths"])
+        axes.set_title(task.replace("_", " "))
+    for axes in panels[len(tasks) :]:
+        axes.remove()
+    return figure
+
+
+@_unless_empty
+def steering(frame: pd.DataFrame) -> Figure:
+    """Gain of the task's characters against damage to the text, a line per latent and one for random directions.
+
+    Columns: task, direction, dose, gain, damage.
+    """
+    grid = sns.relplot(
+        frame.replace({"task": "_"}, {"task": " "}, regex=True).sort_values("dose"), x="damage", y="gain",
+        hue="direction", style="direction", col="task", col_wrap=_columns(frame), kind="line",
+        sort=False, estimator=None, markers=True, dashes=False, height=2.8, aspect=1.25,
+    )  # fmt: skip
+    grid.set_titles("{col_name}").set_axis_labels("added cross-entropy (nats)", "gain in log P (nats)")
+    for axes in grid.axes.flat:
+        axes.set_xscale("symlog", linthresh=0.01)
+        axes.axhline(0, color="black", linewidth=1)
+    return grid.figure
+
+
+def _columns(frame: pd.DataFrame) -> int:
+    return min(len(frame["task"].unique()), 3)
+
+
+def _path_panel(axes: Axes, parents: list[dict[str, Any]]) -> None:
+    children = list(dict.fromkeys(child["child"] for row in parents for child in row["children"]))
+    heights = {child: -i for i, child in enumerate(children)}
+    middle = -(len(children) - 1) / 2
+    through = dict.fromkeys(children, 0.0)
+    places = np.linspace(0, min(-len(children) + 1, -1), len(parents)) if len(parents) > 1 else np.array([middle])
+    for row, y in zip(parents, places, strict=True):
+        axes.text(-0.02, y, f"level 2, {row['parent']}: {row['effect']['value']:.2f}", ha="right", va="center")
+        for child in row["children"]:
+            _line(axes, (0, 1), (y, heights[child["child"]]), child["value"])
+            through[child["child"]] += child["value"]
+    for child, y in heights.items():
+        axes.text(1.05, y, f"level 1, {child}: {through[child]:.2f}", ha="left", va="center")
+        _line(axes, (2.0, 2.6), (y, middle), through[child])
+    axes.text(2.63, middle, "answer", ha="left", va="center")
+    axes.set(xlim=(-0.95, 3.1), ylim=(min(-len(children), -1.5), 0.7))
+    axes.set_axis_off()
+
+
+def _line(axes: Axes, x: tuple[float, float], y: tuple[float, float], effect: float) -> None:
+    """Blue where a path helps, orange where it hinders; as wide as its effect."""
+    axes.plot(x, y, color="C0" if effect >= 0 else "C1", linewidth=min(0.4 + 30 * abs(effect), 9), alpha=0.7)
+
+
+def _intervals(axes: Axes, found: dict[str, dict[str, Any]]) -> None:
+    y = np.arange(len(found))
+    low, high = zip(*(row["interval"] for row in found.values()), strict=True)
+    axes.hlines(y, low, high, color="C0", linewidth=2)
+    axes.scatter([row["value"] for row in found.values()], y, s=24, color="C0", zorder=3)
+    axes.set_yticks(y, list(found))
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5))

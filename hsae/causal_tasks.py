@@ -1,0 +1,323 @@
+"""Tasks for causal tracing, built from the corpus: prompts, counterfactuals of equal length, and what should follow.
+
+A pair is a piece of the corpus and the same piece with one character replaced, such that another class of characters
+should come next. No prompt is written by hand: rules say where in a text such a character stands.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int, Integer
+from numpy import ndarray
+from torch import Tensor
+
+from hsae.labels import context_labels, taxonomy
+
+SENTENCE_ENDS = ".!?"
+BRACKETS = {"round": "()", "square": "[]", "curly": "{}"}
+SURE, OFTEN = 0.9, 50  # of a beginning of a word: how likely what follows is, and how often it was seen
+CLUSTER = 512  # characters: pairs from the same piece of the corpus are not independent
+
+
+class Candidates(NamedTuple):
+    """Places in the corpus where a rule applies."""
+
+    ends: Int[ndarray, " n"]
+    """Offset of the last character of the prompt."""
+    changed: Int[ndarray, " n"]
+    """Offset of the character that is replaced."""
+    replacements: Int[ndarray, " n"]
+    """The token in its place."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where a task's pairs are found, and the classes of next characters that they are about."""
+
+    name: str
+    targets: Bool[ndarray, " vocab"]
+    foils: Bool[ndarray, " vocab"]
+    candidates: Candidates
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pairs of a task: prompts as a model reads them."""
+
+    name: str
+    targets: Bool[Tensor, " vocab"]
+    foils: Bool[Tensor, " vocab"]
+    clean: Int[Tensor, "pair pos"]
+    corrupt: Int[Tensor, "pair pos"]
+    changed: Int[Tensor, " pair"]
+    """Position of the replaced character."""
+    ends: Int[Tensor, " pair"]
+    """Corpus offset of the last character."""
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @property
+    def clusters(self) -> Int[Tensor, " pair"]:
+        """The piece of the corpus that a pair comes from, numbered from 0."""
+        return (self.ends // CLUSTER).unique(return_inverse=True)[1]
+
+    def metric(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
+        """Log odds of the two classes: logsumexp over the targets - logsumexp over the foils, in nats."""
+        return logits[..., self.targets].logsumexp(-1) - logits[..., self.foils].logsumexp(-1)
+
+    def select(self, kept: Bool[Tensor, " pair"], most: int) -> "Task":
+        """The first `most` pairs of those that are kept."""
+        index = kept.nonzero()[:most, 0]
+        rows = {name: getattr(self, name)[index] for name in ("clean", "corrupt", "changed", "ends")}
+        return Task(self.name, self.targets, self.foils, **rows)
+
+    def records(self, alphabet: str) -> list[dict[str, Any]]:
+        """The pairs as JSON holds them: offset of the prompt's first character, its text, what is replaced by what."""
+        rows = zip(self.clean.tolist(), self.corrupt.tolist(), self.changed.tolist(), self.ends.tolist(), strict=True)
+        return [
+            {
+                "offset": end - len(clean) + 1,
+                "prompt": "".join(alphabet[token] for token in clean),
+                "position": position,
+                "replacement": alphabet[corrupt[position]],
+            }
+            for clean, corrupt, position, end in rows
+        ]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How many pairs a task has, and why it has no more."""
+
+    found: int
+    """Places where the rule applies."""
+    asked: int
+    """Of these, put to the model, until enough were right."""
+    clean_wrong: int
+    """The model prefers the foils after the prompt itself."""
+    corrupt_wrong: int
+    """Only there: it prefers the targets after the counterfactual too."""
+    surplus: int
+    """Right on both, but more than were wanted."""
+    kept: int
+
+
+def rules(tokens: Integer[ndarray, " corpus"], alphabet: str, train_end: int) -> list[Rule]:
+    """All tasks that the corpus supports, whether or not the model does.
+
+    sentence_case: upper or lower case after a full stop (comma). speaker_colon: the colon after a name that follows an
+    empty line (a line). speaker_case: names go on in capitals (after a small letter). bracket_<kind>: the closing one
+    of an opening one (a blank). word_end: the word is complete (is not), as the first `train_end` characters say.
+    next_vowel: a vowel (a consonant) comes next, likewise. q_u: u after q; a control, as only the last character
+    matters.
+    """
+    characters = tokens.astype(int)
+    text = _Text(characters, alphabet)
+    prefixes = _Prefixes.count(text, train_end)
+    found = [
+        _sentence_case(text), _speaker_colon(text), _speaker_case(text), *_brackets(text),
+        _by_beginning("word_end", text, prefixes, "other", "letter"),
+        _by_beginning("next_vowel", text, prefixes, "vowel", "consonant"),
+        _q_u(text),
+    ]  # fmt: skip
+    return [rule for rule in found if rule is not None and len(rule.candidates.ends)]
+
+
+def draw(
+    rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: tuple[int, int], width: int, n: int, seed: int
+) -> Task:
+    """Up to `n` pairs of a rule, prompts of `width` characters that lie within the `bounds` of a split."""
+    ends, changed, replacements = rule.candidates
+    inside = (ends - width + 1 >= bounds[0]) & (ends < bounds[1]) & (changed > ends - width)
+    chosen = np.random.default_rng(seed).permutation(np.flatnonzero(inside))[:n]
+    clean = tokens.astype(int)[ends[chosen, None] + np.arange(1 - width, 1)]
+    position = changed[chosen] - ends[chosen] + width - 1
+    corrupt = clean.copy()
+    corrupt[np.arange(len(chosen)), position] = replacements[chosen]
+    masks = torch.tensor(rule.targets), torch.tensor(rule.foils)
+    return Task(rule.name, *masks, *map(torch.tensor, (clean, corrupt, position, ends[chosen])))
+
+
+def keep(
+    rule: Rule,
+    tokens: Integer[ndarray, " corpus"],
+    bounds: tuple[int, int],
+    width: int,
+    most: int,
+    seed: int,
+    last_logits: Callable[[Int[Tensor, "pair pos"]], Float[Tensor, "pair vocab"]],
+) -> tuple[Task, Kept]:
+    """Up to `most` pairs on which the model is right: log odds above 0 after the prompt, below 0 after the other."""
+    found = draw(rule, tokens, bounds, width, len(tokens), seed)
+    clean, corrupt = torch.zeros(0), torch.zeros(0)
+    while len(clean) < len(found) and ((clean > 0) & (corrupt < 0)).sum() < most:
+        rows = slice(len(clean), len(clean) + most)
+        odds = [found.metric(last_logits(prompts[rows])).cpu() for prompts in (found.clean, found.corrupt)]
+        clean, corrupt = torch.cat([clean, odds[0]]), torch.cat([corrupt, odds[1]])
+    right = (clean > 0) & (corrupt < 0)
+    asked = len(right)
+    kept = found.select(torch.cat([right, torch.zeros(len(found) - asked, dtype=torch.bool)]), most)
+    return kept, Kept(
+        found=len(found),
+        asked=asked,
+        clean_wrong=int((clean <= 0).sum()),
+        corrupt_wrong=int(((clean > 0) & (corrupt >= 0)).sum()),
+        surplus=int(right.sum()) - len(kept),
+        kept=len(kept),
+    )
+
+
+def report(kept: dict[str, dict[str, Kept]]) -> dict[str, Any]:
+    """task -> split -> counts, as JSON holds them."""
+    return {task: {split: asdict(counts) for split, counts in splits.items()} for task, splits in kept.items()}
+
+
+class _Text:
+    """The corpus, and the classes of its characters."""
+
+    def __init__(self, characters: Int[ndarray, " n"], alphabet: str):
+        kinds = taxonomy(alphabet)
+        self.characters, self.alphabet = characters, alphabet
+        self.is_upper = np.array([c.isupper() for c in alphabet])
+        self.is_lower = np.array([c.islower() for c in alphabet])
+        letter = (kinds["kind"] == "letter").to_numpy()
+        sorts = {sort: (kinds["sort"] == sort).to_numpy() for sort in ("vowel", "consonant")}
+        self.classes = {"letter": letter, "other": ~letter, **sorts}
+        self.letter = letter[characters]
+        self.speaker = context_labels(characters, alphabet)["speaker_line"].astype(bool)
+
+    def token(self, character: str) -> int:
+        """-1 where the alphabet does not have it."""
+        return self.alphabet.find(character)
+
+    def one(self, character: str) -> Bool[ndarray, " vocab"]:
+        return np.arange(len(self.alphabet)) == self.token(character)
+
+    def is_one_of(self, characters: str) -> Bool[ndarray, " n"]:
+        return np.array([c in characters for c in self.alphabet])[self.characters]
+
+    def lower(self) -> Int[ndarray, " vocab"]:
+        """Token of the small letter of each token; -1 without one."""
+        return np.array([self.token(c.lower()) if c.isupper() else -1 for c in self.alphabet])
+
+
+def _shifted(values: ndarray, by: int) -> ndarray:
+    """values[i + by] at i; False or 0 beyond the ends."""
+    result = np.zeros_like(values)
+    if by > 0:
+        result[:-by] = values[by:]
+    else:
+        result[-by:] = values[:by]
+    return result
+
+
+def _rule(
+    name: str, targets: ndarray, foils: ndarray, ends: ndarray, changed: ndarray, replacements: ndarray | int
+) -> Rule:
+    full = np.broadcast_to(replacements, ends.shape).astype(int)
+    return Rule(name, targets, foils, Candidates(ends, changed, full))
+
+
+def _sentence_case(text: _Text) -> Rule | None:
+    comma = text.token(",")
+    if comma < 0:
+        return None
+    mark, blank = text.is_one_of(SENTENCE_ENDS), text.is_one_of(" ")
+    ends = np.flatnonzero(blank & _shifted(mark, -1) & _shifted(text.letter, -2))
+    return _rule("sentence_case", text.is_upper, text.is_lower, ends, ends - 1, comma)
+
+
+def _speaker_colon(text: _Text) -> Rule | None:
+    blank, colon = text.token(" "), text.one(":")
+    if blank < 0 or not colon.any():
+        return None
+    starts = np.flatnonzero(text.speaker & ~_shifted(text.speaker, -1))
+    ends = np.flatnonzero(text.speaker & _shifted(text.is_one_of(":"), 1) & _shifted(text.speaker, 1))
+    # A name has one colon, at its end: others belong to nothing.
+    starts = starts[np.searchsorted(starts, ends, side="right") - 1]
+    kept = starts >= 2  # two line breaks before it
+    return _rule("speaker_colon", colon, ~colon, ends[kept], starts[kept] - 2, blank)
+
+
+def _speaker_case(text: _Text) -> Rule:
+    upper, lower = text.is_upper[text.characters], text.lower()
+    in_capitals = text.speaker & upper
+    ends = np.flatnonzero(in_capitals & _shifted(in_capitals, -1) & _shifted(in_capitals, 1))
+    ends = ends[lower[text.characters[ends]] >= 0]
+    return _rule("speaker_case", text.is_upper, text.is_lower, ends, ends, lower[text.characters[ends]])
+
+
+def _brackets(text: _Text) -> list[Rule]:
+    found = []
+    for kind, (opening, closing) in BRACKETS.items():
+        blank = text.token(" ")
+        if min(text.token(opening), text.token(closing), blank) < 0:
+            continue
+        opened, closed = np.flatnonzero(text.is_one_of(opening)), np.flatnonzero(text.is_one_of(closing))
+        last = np.searchsorted(opened, closed) - 1
+        pairs = (last >= 0) & (closed > opened[last] + 1)
+        # Of several closing ones after the same opening one only the first is its own.
+        own = pairs & np.append(True, last[1:] != last[:-1])
+        target = text.one(closing)
+        found.append(_rule(f"bracket_{kind}", target, ~target, closed[own] - 1, opened[last[own]], blank))
+    return found
+
+
+def _q_u(text: _Text) -> Rule | None:
+    target = text.one("u")
+    if not target.any() or text.token("t") < 0:
+        return None
+    ends = np.flatnonzero(text.is_one_of("q"))
+    return _rule("q_u", target, ~target, ends, ends, text.token("t"))
+
+
+@dataclass(frozen=True)
+class _Prefixes:
+    """Beginnings of words, as tokens, and how often each class of characters follows them."""
+
+    of_position: Int[ndarray, " n"]
+    """Index of the beginning that ends here; -1 outside of words."""
+    counts: pd.DataFrame
+    """A row per beginning: but_last (the beginning without its last character), last, n, and how often each class of
+    `_Text.classes` came next."""
+
+    @classmethod
+    def count(cls, text: _Text, train_end: int) -> "_Prefixes":
+        index: dict[tuple[int, int], int] = {}
+        of_position = np.full(len(text.characters), -1)
+        parent = -1
+        for i, (character, is_letter) in enumerate(zip(text.characters.tolist(), text.letter.tolist(), strict=True)):
+            parent = index.setdefault((parent, character), len(index)) if is_letter else -1
+            of_position[i] = parent
+        before = np.array(list(index), dtype=int).reshape(-1, 2)
+        seen = of_position[: train_end - 1]
+        inside = np.flatnonzero(seen >= 0)
+        following = text.characters[inside + 1]
+        counted = {
+            name: np.bincount(seen[inside], weights=of[following], minlength=len(index))
+            for name, of in text.classes.items()
+        }
+        n = np.bincount(seen[inside], minlength=len(index))
+        return cls(of_position, pd.DataFrame({"but_last": before[:, 0], "last": before[:, 1], "n": n, **counted}))
+
+
+def _by_beginning(name: str, text: _Text, prefixes: _Prefixes, targets: str, foils: str) -> Rule:
+    """Pairs whose last character is replaced, such that another class is almost sure to follow this beginning.
+
+    The replacement is the one that was seen most often.
+    """
+    counts = prefixes.counts.query("n >= @OFTEN and but_last >= 0")
+    clean = counts.query(f"{targets} >= @SURE * n")
+    corrupt = counts.query(f"{foils} >= @SURE * n").sort_values("n", ascending=False)
+    most_often = dict(zip(corrupt["but_last"].iloc[::-1], corrupt["last"].iloc[::-1], strict=True))
+    replaced = clean["but_last"].map(lambda beginning: most_often.get(beginning, -1))
+    by_prefix = np.full(len(prefixes.counts) + 1, -1)  # the last: outside of words
+    by_prefix[replaced.index] = replaced
+    found = by_prefix[prefixes.of_position]
+    ends = np.flatnonzero(found >= 0)
+    return _rule(name, text.classes[targets], text.classes[foils], ends, ends, found[ends])

@@ -1,0 +1,104 @@
+"""What causes the next character: tasks from the corpus, effects of latents and of rivals, paths through the levels."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hsae import causal, causal_plots, causal_tasks, clustering, gpt, run
+from hsae.causal import Basis, Runs, Tracer
+from hsae.causal_effects import CausalConfig, Pair, against_neurons, trace
+from hsae.causal_nodes import rival_bases
+from hsae.causal_tasks import Kept, Task
+from hsae.dictionary import DictionaryConfig
+from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
+from hsae.hierarchical import HierarchicalSAE
+from hsae.progress import Progress
+from stages.files import read_store
+from stages.trained import read_flat, read_hsae
+
+SPLITS = {"discovery": "val", "test": "test"}
+FIGURES = {
+    "effects": causal_plots.effects,
+    "shares": causal_plots.shares,
+    "curves": causal_plots.curves,
+    "paths": causal_plots.paths,
+}
+FIRST = 16384  # tokens of the validation split that say how often latents are active, and which way the stream varies
+
+
+def main(flat: list[str], clusters: list[str]) -> None:
+    """Run the stage."""
+    with run.stage("causal_tracing") as stage:
+        device = stage.device()
+        config, seed = stage.params(CausalConfig, "causal_tracing"), stage.params(DictionaryConfig).seed
+        model = gpt.load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
+        hsae, val = read_hsae(stage, device), read_store(stage, "val", device)
+        tracer = Tracer(model, val.layer, val.normalizer)
+        tasks, kept, records = _tasks(stage, tracer, config, seed)
+        x = val.x(slice(0, FIRST))
+        bases = _bases(stage, hsae, x, flat, clusters, seed)
+        traced = {}
+        with Progress("causal_tracing", len(tasks)) as bar:
+            for name, splits in tasks.items():
+                pair = Pair(*(Runs.of(tracer, splits[split]) for split in SPLITS))
+                traced[name] = trace(pair, hsae, bases, x, config, seed)
+                bar.advance(1, name)
+        result = {
+            "pairs": causal_tasks.report(kept),
+            "tasks": {name: found.metrics for name, found in traced.items()},
+            "cpr_against_neurons": against_neurons({name: found.areas for name, found in traced.items()}),
+        }
+        write_json(Path("data/causal_tasks.json"), records)
+        write_json(Path("metrics/causal_tracing.json"), result)
+        write_csv(Path("plots/causal_curves.csv"), causal_plots.curve_frame(result["tasks"]))
+        write_figure(
+            Path("plots/causal_map.png"), causal_plots.tracing_map({name: found.map for name, found in traced.items()})
+        )
+        for name, figure in FIGURES.items():
+            write_figure(Path(f"plots/causal_{name}.png"), figure(result["tasks"]))
+
+
+def _tasks(
+    stage: run.Stage, tracer: Tracer, config: CausalConfig, seed: int
+) -> tuple[dict[str, dict[str, Task]], dict[str, dict[str, Kept]], dict[str, Any]]:
+    """The tasks that have enough pairs in both splits; how many pairs all have; the pairs as JSON."""
+    tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
+    alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+    bounds = read_json(stage.input("data/corpus.json"))["splits"]
+    tasks: dict[str, dict[str, Task]] = {}
+    kept: dict[str, dict[str, Kept]] = {}
+    for rule in causal_tasks.rules(tokens, alphabet, bounds["train"][1]):
+        found = {
+            name: causal_tasks.keep(rule, tokens, bounds[split], config.prompt_chars, config.pairs, seed, tracer.answer)
+            for name, split in SPLITS.items()
+        }
+        kept[rule.name] = {name: counts for name, (_, counts) in found.items()}
+        if min(counts.kept for counts in kept[rule.name].values()) >= config.min_pairs:
+            tasks[rule.name] = {name: task for name, (task, _) in found.items()}
+    records = {name: {split: task.records(alphabet) for split, task in own.items()} for name, own in tasks.items()}
+    return tasks, kept, records
+
+
+def _bases(
+    stage: run.Stage, hsae: HierarchicalSAE, x: Tensor, flat: list[str], clusters: list[str], seed: int
+) -> dict[str, Basis]:
+    """All ways in which the stream is taken apart, but those that a task makes itself."""
+    bases = causal.hsae_bases(hsae)
+    for name in flat:
+        model = read_flat(stage, name, x.device)
+        bases[f"flat {name}"] = causal.dictionary_basis(name, model.encode, model.W_dec)
+    for name in clusters:
+        tensors, _ = read_tensors(stage.input(f"models/clustering_baseline/{name}.safetensors"))
+        found = clustering.load(name, tensors, (1, 1), x.device)  # a token is in one cluster
+        assert isinstance(found, clustering.Clusters)
+        bases[name] = causal.dictionary_basis(name, lambda x, found=found: found.reconstruct(x)[0], found.centers)
+    return {**bases, **rival_bases(x, seed)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--flat", nargs="*", default=[])
+    parser.add_argument("--clusters", nargs="*", default=[])
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,58 @@
+"""The latents that matter most in causal tracing, added to the stream of ordinary text: gains and damage."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hsae import causal, causal_plots, causal_tasks, gpt, run, steering
+from hsae.dictionary import DictionaryConfig
+from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
+from hsae.steering import SteeringConfig
+from stages.files import read_store
+from stages.trained import read_hsae
+
+LEVELS = {"level1": "level 1", "level2": "level 2"}
+
+
+def main() -> None:
+    """Run the stage."""
+    with run.stage("steering") as stage:
+        device = stage.device()
+        config, seed = stage.params(SteeringConfig, "steering"), stage.params(DictionaryConfig).seed
+        model = gpt.load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
+        bases, test = causal.hsae_bases(read_hsae(stage, device)), read_store(stage, "test", device)
+        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
+        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        train_end = read_json(stage.input("data/corpus.json"))["splits"]["train"][1]
+        traced = read_json(stage.input("metrics/causal_tracing.json"))["tasks"]
+        rules = [rule for rule in causal_tasks.rules(tokens.numpy(), alphabet, train_end) if rule.name in traced]
+        classes = torch.from_numpy(np.array([rule.targets for rule in rules]).reshape(len(rules), -1)).to(device)
+
+        chosen = {(rule.name, level): traced[rule.name]["promoted"][level] for rule in rules for level in LEVELS}
+        latents = sorted({(level, latent) for (_, level), latent in chosen.items()})
+        generator = torch.Generator().manual_seed(seed)
+        random = torch.randn(config.random, test.d_in, generator=generator).to(device)
+        directions = torch.stack([*(bases[level].directions[latent] for level, latent in latents), *random])
+        found = steering.responses(model, test, tokens, directions, classes, config)
+        by_latent, by_chance = dict(zip(latents, found, strict=False)), found[len(latents) :]
+
+        metrics, frames = {}, [pd.DataFrame(columns=["direction", "dose", "gain", "damage", "task"])]
+        for index, rule in enumerate(rules):
+            own = {level: chosen[rule.name, level] for level in LEVELS}
+            responses = {level: by_latent[level, latent] for level, latent in own.items()}
+            summary = steering.summarize(responses, by_chance, index, config, seed)
+            metrics[rule.name] = {"random": summary.pop("random")} | {
+                level: {"latent": own[level], **summary[level]} for level in LEVELS
+            }
+            shown = {f"top of {LEVELS[level]}": response for level, response in responses.items()}
+            frames.append(steering.frame(shown, by_chance, index, config.doses).assign(task=rule.name))
+        table = pd.concat(frames)
+        write_json(Path("metrics/steering.json"), {"doses": config.doses, "damage": config.damage, "tasks": metrics})
+        write_csv(Path("plots/steering.csv"), table)
+        write_figure(Path("plots/steering.png"), causal_plots.steering(table))
+
+
+if __name__ == "__main__":
+    main()

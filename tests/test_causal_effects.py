@@ -1,0 +1,219 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hsae import causal_effects, causal_plots
+from hsae.causal import Basis, Runs, Tracer, hsae_bases
+from hsae.causal_effects import (
+    Bootstrap,
+    CausalConfig,
+    Pair,
+    against_neurons,
+    area,
+    curve,
+    faithfulness,
+    interval,
+    trace,
+    two_sided,
+)
+from hsae.causal_nodes import (
+    MATCHED,
+    NEURONS,
+    RANDOM,
+    Choice,
+    choose,
+    difference_of_means,
+    linear_basis,
+    matched,
+    rival_bases,
+)
+from hsae.hierarchical import HierarchicalSAE
+from tests.test_causal import hsae, runs, task, tracer  # noqa: F401 (fixtures)
+
+CONFIG = CausalConfig(
+    prompt_chars=6, pairs=8, min_pairs=2, ks=[1, 2, 4, 8], steps=2, exact=5, draws=2, distance=3, parents=2, children=2
+)
+
+
+def test_the_area_is_the_mean_of_the_curve_by_hand():
+    # From 0 to .4 at 1, .8 at 3, then flat to 4: (.2 + 1.2 + .8) / 4.
+    assert area([1, 3], np.array([[0.4, 0.8]]), 4).tolist() == [pytest.approx(0.55)]
+    # Up to the last k exactly: (.2 + 1.2) / 3.
+    assert area([1, 3], np.array([[0.4, 0.8], [0.0, 0.0]]), 3).tolist() == [pytest.approx(1.4 / 3), 0]
+
+
+def test_a_p_value_counts_both_tails():
+    draws = np.concatenate([[1.0], np.full(95, 1.0), np.full(4, -1.0)])
+    assert two_sided(draws) == pytest.approx(2 * 5 / 100)
+    assert two_sided(np.concatenate([[0.0], np.zeros(99)])) == 1
+
+
+def test_the_bootstrap_draws_clusters_not_pairs():
+    own = dataclasses.replace(task(), ends=torch.tensor([0, 1, 2, 600, 601, 1200, 1201]))
+    bootstrap = Bootstrap(own, seed=0)
+    assert bootstrap.weights.shape == (2001, 7)
+    assert (bootstrap.weights[0] == 1).all()
+    assert (bootstrap.weights[:, 0] == bootstrap.weights[:, 2]).all()
+    assert (bootstrap.weights[1:, [0, 3, 5]].sum(1) == 3).all(), "as many clusters as there are"
+    effects, total = np.arange(14.0).reshape(2, 7), np.full(7, 2.0)
+    shares = bootstrap.ratio(effects, total)
+    np.testing.assert_allclose(shares[0], effects.mean(1) / 2)
+    w = bootstrap.weights[5]
+    np.testing.assert_allclose(shares[5], (effects * w).sum(1) / (total * w).sum())
+    assert interval(shares[:, 0])["value"] == pytest.approx(1.5)
+
+
+def test_intervals_cover_a_known_ratio():
+    generator, covered = np.random.default_rng(0), 0
+    own = dataclasses.replace(task(80, 6), ends=torch.arange(80) // 2 * 600)
+    bootstrap = Bootstrap(own, seed=0)
+    for _ in range(200):
+        total = 2 + generator.normal(0, 0.5, 80)
+        effect = 0.5 * total + generator.normal(0, 0.3, 40).repeat(2)
+        low, high = interval(bootstrap.ratio(effect, total))["interval"]
+        covered += low <= 0.5 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_all_coordinates_restore_everything(runs: Runs):  # noqa: F811
+    basis = linear_basis(NEURONS, torch.eye(8))
+    chosen = choose(basis, runs, runs.gradient([0.5]))
+    found = curve(chosen, runs, [1, 8, 99])
+    assert found.ks == [1, 8]
+    sufficient, necessary = faithfulness(found, runs, Bootstrap(runs.task, 0))
+    assert sufficient[0, 1] == pytest.approx(1, abs=1e-4)
+    assert necessary[0, 1] == pytest.approx(1, abs=1e-4)
+    assert abs(sufficient[0, 0] - 1) > 1e-3
+
+
+def test_nodes_are_ranked_by_their_mean_attribution_and_one_that_is_more_is_named(runs: Runs):  # noqa: F811
+    basis = linear_basis(NEURONS, torch.eye(8))
+    gradient = torch.zeros_like(runs.clean)
+    gradient[..., 5], gradient[..., 2] = -9.0, 3.0
+    chosen = choose(basis, runs, gradient)
+    change = runs.difference().sum(1).mean(0)
+    scores = torch.zeros(8)
+    scores[5], scores[2] = -9 * change[5], 3 * change[2]
+    assert chosen.order.tolist()[0] == int(scores.argmax())
+    assert chosen.order.tolist()[-1] == int(scores.argmin())
+    torch.testing.assert_close(chosen.difference, change)
+    ranked = Choice(basis, torch.tensor([3, 1, 0]), torch.tensor([1.0, 2.0, 0.0, -1.0]))
+    assert ranked.promoted == 1
+
+
+def test_rivals_are_orthonormal_and_the_components_are_ordered():
+    x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 9.0)
+    bases = rival_bases(x, seed=0)
+    for basis in bases.values():
+        torch.testing.assert_close(basis.directions @ basis.directions.T, torch.eye(8), atol=1e-5, rtol=0)
+        torch.testing.assert_close(basis.encode(x) @ basis.directions, x, atol=1e-4, rtol=1e-4)
+    spread = bases["PCA"].encode(x).std(0)
+    assert (spread[:-1] >= spread[1:]).all()
+    assert spread[0] == pytest.approx(8, rel=0.2)
+    assert torch.equal(bases[RANDOM].directions, rival_bases(x, seed=0)[RANDOM].directions)
+
+
+def test_where_all_pairs_differ_along_one_direction_their_mean_is_all(runs: Runs):  # noqa: F811
+    corrupt = runs.clean.clone()
+    direction = torch.randn(8, generator=torch.Generator().manual_seed(1))
+    corrupt[:, -1] -= direction
+    odds = runs.metric(corrupt)
+    along = dataclasses.replace(runs, corrupt=corrupt, m_corrupt=odds)
+    basis = difference_of_means(along)
+    assert basis.directions.norm() == pytest.approx(1)
+    found = curve(choose(basis, along, along.gradient([0.5])), along, [1, 2])
+    assert found.ks == [1]
+    np.testing.assert_allclose(found.restored[0], along.m_clean, atol=1e-3)
+
+
+def test_matched_latents_are_as_active_as_those_that_they_stand_for():
+    generator = torch.Generator().manual_seed(0)
+    rates = torch.cat([torch.full((30,), 0.02), torch.full((30,), 0.5)])
+    acts = (torch.rand(4000, 60, generator=generator) < rates) * (1 + torch.rand(4000, 60, generator=generator))
+    basis = Basis("it", lambda x: x, torch.eye(60))
+    choice = Choice(basis, torch.tensor([40, 3, 41, 4, 5, *range(6, 40), *range(42, 60), 0, 1, 2]), torch.zeros(60))
+    drawn = matched(choice, acts, 5, seed=0)
+    assert drawn.basis.name == MATCHED
+    assert len({*drawn.order.tolist()} | {40, 3, 41, 4, 5}) == 10, "each once, and none that is matched itself"
+    assert (rates[drawn.order] == rates[torch.tensor([40, 3, 41, 4, 5])]).all()
+    assert torch.equal(drawn.order, matched(choice, acts, 5, seed=0).order)
+    assert not torch.equal(drawn.order, matched(choice, acts, 5, seed=1).order)
+
+
+def test_the_test_against_neurons_is_adjusted_over_tasks_method_by_method():
+    generator = np.random.default_rng(0)
+    noise = [np.append(0.0, generator.normal(0, 1, 1999)) for _ in range(3)]
+    areas = {
+        task: {NEURONS: np.zeros(2000), "a": shift + own, "b": np.zeros(2000)}
+        for task, shift, own in zip("xyz", (5.0, 2.2, 0.0), noise, strict=True)
+    }
+    found = against_neurons(areas)
+    assert {*found} == {"a", "b"}
+    assert found["a"]["x"]["p"] == pytest.approx(2 / 2000)
+    assert found["a"]["x"]["p_holm"] == pytest.approx(3 * 2 / 2000)
+    assert found["a"]["y"]["p_holm"] == pytest.approx(2 * found["a"]["y"]["p"])
+    assert found["a"]["y"]["p"] < 0.05 < found["a"]["z"]["p"]
+    assert found["b"]["x"]["p_holm"] == 1
+
+
+def test_a_task_is_traced_in_full_and_the_same_again(tracer: Tracer, hsae: HierarchicalSAE):  # noqa: F811
+    pair = Pair(Runs.of(tracer, task(6)), Runs.of(tracer, task(9)))
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    bases = {**hsae_bases(hsae), **rival_bases(x, 0)}
+    found = trace(pair, hsae, bases, x, CONFIG, seed=0)
+    own = found.metrics
+    assert {*own["methods"]} == {"level1", "level2", NEURONS, "PCA", RANDOM, "difference of means", MATCHED}
+    assert {*own["shares"]} == {"h2", "e1", "e0", "h1"}
+    assert own["methods"][NEURONS]["curve"]["8"]["sufficient"]["value"] == pytest.approx(1, abs=1e-3)
+    assert own["economy"]["level2_latents"] >= 1
+    assert own["economy"]["level1_latents"] <= 24
+    assert [len(own["latents"][level]) for level in ("level1", "level2")] == [2, 2]
+    assert [len(row["children"]) for row in own["paths"]] == [2, 2]
+    first = own["latents"]["level2"][0]
+    assert own["paths"][0]["parent"] == first["latent"]
+    assert own["paths"][0]["effect"]["value"] == pytest.approx(first["sufficient"]["value"], abs=1e-5)
+    assert found.map.shape == (4, 3)
+    assert found.map[-1, 0] == pytest.approx(1, abs=1e-3)
+    assert {*found.areas} == {*own["methods"]}
+    assert trace(pair, hsae, bases, x, CONFIG, seed=0).metrics == own
+    tasks = {"it": own, "another_one": own}
+    titles = {"it", "another one"}
+    for figure in (
+        causal_plots.tracing_map({name: found.map for name in tasks}), causal_plots.effects(tasks),
+        causal_plots.shares(tasks), causal_plots.curves(tasks), causal_plots.paths(tasks),
+    ):  # fmt: skip
+        assert titles <= {axes.get_title() for axes in figure.axes}
+    frame = causal_plots.curve_frame(tasks)
+    assert set(frame["method"]) == {*own["methods"]}
+    assert (frame["low"].to_numpy() <= frame["high"].to_numpy()).all()
+
+
+def test_without_a_task_there_is_nothing_to_test_and_the_figures_say_so():
+    assert against_neurons({}) == {}
+    assert causal_plots.curve_frame({}).empty
+    for draw in (causal_plots.effects, causal_plots.tracing_map, causal_plots.curves, causal_plots.paths):
+        assert "no task" in draw({}).texts[0].get_text()
+
+
+def test_shares_of_nothing_but_level_2_are_all_in_h2(runs: Runs):  # noqa: F811
+    bases = {"level1": linear_basis("level1", torch.eye(8)), "level2": linear_basis("level2", torch.eye(8))}
+    found = causal_effects.shares(runs, bases, Bootstrap(runs.task, 0))
+    assert found["h2"]["share"]["value"] == pytest.approx(1, abs=1e-4)
+    for error in ("e0", "e1"):
+        assert found[error]["share"]["value"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("pairs", 0, "above 0"),
+        ("ks", [2, 1], "ascending"),
+        ("ks", [], "ascending"),
+        ("distance", 7, "at most prompt_chars"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(key: str, value: object, allowed: str):
+    with pytest.raises(ValueError, match=f"`{key}` must be {allowed}"):
+        dataclasses.replace(CONFIG, **{key: value})

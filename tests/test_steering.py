@@ -1,0 +1,98 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hsae import causal_plots, steering
+from hsae.activations import Store
+from hsae.gpt import GPT
+from hsae.steering import Response, SteeringConfig, frame, gain_at, responses, summarize
+from tests.conftest import LAYER
+
+CONFIG = SteeringConfig(contexts=10, doses=[0.1, 0.5, 2.0], random=3, damage=0.1)
+
+
+def test_responses_are_what_the_model_says_with_the_direction_added(
+    gpt: GPT, store: Store, corpus_tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(steering, "BATCH", 4)
+    directions = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([[True, True, False, False, False], [False, False, False, False, True]])
+    found = responses(gpt, store, corpus_tokens, directions, classes, CONFIG)
+    assert len(found) == 2
+    assert found[0].gain.shape == (2, 3, 10)
+    acts, windows = store.activations.acts.unflatten(0, (-1, store.context))[:10], store.windows(corpus_tokens)[:10]
+    norm = ((acts - store.normalizer.mean) / store.normalizer.scale).square().sum(-1).mean().sqrt()
+    unit = directions[1] / directions[1].norm()
+    p = [
+        gpt.logits(acts + dose * norm * store.normalizer.scale * unit, LAYER).softmax(-1)
+        for dose in (0.0, *CONFIG.doses)
+    ]
+    ce = [-own.gather(2, windows[:, 1:, None].long()).log().mean((1, 2)) for own in p]
+    for i in range(3):
+        np.testing.assert_allclose(found[1].damage[i], ce[i + 1] - ce[0], atol=2e-4)
+        gain = (p[i + 1][..., 4].log() - p[0][..., 4].log()).mean(1)
+        np.testing.assert_allclose(found[1].gain[1, i], gain, atol=2e-4, rtol=1e-4)
+
+
+def test_a_direction_of_any_length_is_the_same_direction(gpt: GPT, store: Store, corpus_tokens: torch.Tensor):
+    directions = torch.randn(1, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    directions[1] *= 7
+    one, two = responses(gpt, store, corpus_tokens, directions, torch.ones(1, 5, dtype=torch.bool), CONFIG)
+    np.testing.assert_allclose(one.damage, two.damage, atol=1e-5)
+    np.testing.assert_allclose(one.gain, 0, atol=1e-5)  # all characters together have probability 1
+
+
+def test_too_few_contexts_are_refused(gpt: GPT, store: Store, corpus_tokens: torch.Tensor):
+    config = dataclasses.replace(CONFIG, contexts=41)
+    with pytest.raises(ValueError, match="`contexts` must be at most the store's 40; not 41"):
+        responses(gpt, store, corpus_tokens, torch.ones(1, 8), torch.ones(1, 5, dtype=torch.bool), config)
+
+
+def test_gains_are_compared_at_one_damage():
+    gains, damages = np.array([1.0, 3.0]), np.array([0.1, 0.3])
+    assert gain_at(0.05, gains, damages) == pytest.approx(0.5)
+    assert gain_at(0.2, gains, damages) == pytest.approx(2)
+    assert np.isnan(gain_at(0.4, gains, damages))
+    # Damage that shrinks again counts as what it had been.
+    assert gain_at(0.3, gains, np.array([0.3, 0.2])) == pytest.approx(3)
+
+
+def response(gain: float, damage: float) -> Response:
+    """Gain and damage that grow with the dose, a little different in every context."""
+    doses, contexts = np.array(CONFIG.doses)[:, None], np.linspace(0.9, 1.1, 10)
+    return Response((gain * doses * contexts)[None], damage * doses * contexts)
+
+
+def test_directions_are_ranked_among_random_ones_at_equal_damage():
+    chance = [response(1.0, 1.0), response(2.0, 1.0), response(9.0, 1e-3)]  # the last never does so much damage
+    found = summarize({"level1": response(3.0, 2.0), "weak": response(9.0, 1e-3)}, chance, 0, CONFIG, seed=0)
+    assert found["random"]["gain_at_damage"] == [pytest.approx(0.1), pytest.approx(0.2), None]
+    assert found["random"]["mean"] == pytest.approx(0.15)
+    own = found["level1"]
+    assert own["gain_at_damage"] == pytest.approx(0.15)
+    assert own["surpasses"] == "1 of 2"
+    assert own["interval"] == pytest.approx([0.15, 0.15])  # gain and damage go together in every context
+    assert own["gain"] == pytest.approx([0.3, 1.5, 6.0])
+    assert own["damage"] == pytest.approx([0.2, 1.0, 4.0])
+    assert [found["weak"][key] for key in ("gain_at_damage", "interval", "surpasses")] == [None] * 3
+
+
+def test_the_figure_has_a_panel_per_task_and_a_line_per_direction():
+    rows = frame({"a": response(1, 1), "b": response(2, 1)}, [response(1, 1), response(3, 1)], 0, CONFIG.doses)
+    assert rows.columns.tolist() == ["direction", "dose", "gain", "damage"]
+    assert len(rows) == 9
+    assert rows.query("direction == 'random (mean)'")["gain"].tolist() == pytest.approx([0.2, 1, 4])
+    figure = causal_plots.steering(rows.assign(task="one_task"))
+    assert figure.axes[0].get_title() == "one task"
+    assert len([line for line in figure.axes[0].lines if np.size(line.get_xdata()) == 3]) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [("contexts", 0, "above 0"), ("doses", [-1.0, 1.0], "ascending, above 0"), ("damage", 0.0, "above 0")],
+)
+def test_settings_out_of_range_are_refused_by_name(key: str, value: object, allowed: str):
+    with pytest.raises(ValueError, match=f"`{key}` must be {allowed}"):
+        dataclasses.replace(CONFIG, **{key: value})
