@@ -131,7 +131,10 @@ class Runs:
         return self.metric(self.corrupt + self.tracer.normalizer.scale * part)
 
     def knock_out(self, part: Float[Tensor, "*more pair pos d_in"]) -> Float[Tensor, "*more pair"]:
-        """Log odds when a part of the difference is taken out of the clean run: what it is needed for."""
+        """Log odds when a part of the difference is taken out of the clean run: what it is needed for.
+
+        With all that there is of a node, its code in the clean run times its direction, this is zero ablation.
+        """
         return self.metric(self.clean - self.tracer.normalizer.scale * part)
 
     @torch.no_grad()

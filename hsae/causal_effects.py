@@ -224,8 +224,6 @@ class Traced:
     """What is measured of a task."""
 
     metrics: dict[str, Any]
-    map: Float[ndarray, "layer distance"]
-    """Share of the effect that the clean stream restores at a layer and so far back from the last position."""
     areas: dict[str, Float[ndarray, " draw"]]
     """CPR of every method, of all pairs and of every draw."""
 
@@ -252,19 +250,20 @@ def trace(
         methods[name] = describe(found.ks, sufficient, necessary, last)
         areas[name] = area(found.ks, sufficient, last)
     total = (test.m_clean - test.m_corrupt).cpu().numpy().astype(float)
-    restored = causal.restoration_map(test, config.distance).cpu().numpy().astype(float)
+    restored = causal.restoration_map(test, config.distance).double().mean(2).cpu().numpy()
     levels = (LEVEL1, LEVEL2)
     metrics = {
         "total_effect": interval(bootstrap.weights @ total / bootstrap.weights.sum(1)),
         "shares": shares(test, bases, bootstrap),
         "economy": economy(test, choices[LEVEL2], bases, bootstrap),
+        "map": (restored / total.mean()).tolist(),
         "agreement": {name: agreement(bases[name], discovery, config.exact) for name in levels},
         "methods": methods,
         "promoted": {name: choices[name].promoted for name in levels},
         "latents": {name: latents(choices[name], test, config.parents, bootstrap) for name in levels},
         "paths": path_effects(test, model, choices[LEVEL2], config.parents, config.children, bootstrap),
     }
-    return Traced(metrics, restored.mean(2) / total.mean(), areas)
+    return Traced(metrics, areas)
 
 
 def _mean(curves: list[Curve]) -> Curve:

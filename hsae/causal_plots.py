@@ -7,11 +7,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy import ndarray
 
 from hsae import plots
 
@@ -35,19 +33,20 @@ def _unless_empty(draw: Callable[[Content], Figure]) -> Callable[[Content], Figu
 
 
 @_unless_empty
-def tracing_map(maps: dict[str, Float[ndarray, "layer distance"]]) -> Figure:
+def tracing_map(tasks: dict[str, Any]) -> Figure:
     """A heat map per task: what the clean stream restores at each layer and position, as a share of the effect."""
-    n_columns = min(len(maps), 3)
-    n_rows = -(-len(maps) // n_columns)
+    n_columns = min(len(tasks), 3)
+    n_rows = -(-len(tasks) // n_columns)
     figure = Figure(figsize=(4.2 * n_columns, 0.8 + 2.3 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
-    for axes, (task, effect) in zip(panels, maps.items(), strict=False):
+    for axes, (task, own) in zip(panels, tasks.items(), strict=False):
+        effect = np.array(own["map"])
         rows = ["embeddings", *(f"block {i}" for i in range(len(effect) - 1))]
         columns = [f"-{back}" if back else "last" for back in range(effect.shape[1])]
         frame = pd.DataFrame(effect[::-1, ::-1], rows[::-1], columns[::-1])
         sns.heatmap(frame, vmin=0, vmax=1, cmap="viridis", cbar=axes is panels[n_columns - 1], ax=axes, xticklabels=2)
         axes.set_title(task.replace("_", " "))
-    for axes in panels[len(maps) :]:
+    for axes in panels[len(tasks) :]:
         axes.remove()
     figure.supxlabel("position, counted from the last", fontsize="medium")
     return figure

@@ -103,6 +103,32 @@ def recovery(result: dict[str, Any]) -> str:
     return _markdown(["", *columns], lines)
 
 
+def causal(result: dict[str, Any]) -> str:
+    """metrics/causal_tracing.json as a Markdown table: a row per task; CPR, shares, level 2's economy."""
+    methods = {
+        "neurons": "neurons",
+        "level 1": "level1",
+        "level 2": "level2",
+        "JumpReLU": "flat jumprelu",
+        "PCA": "PCA",
+    }
+    shares = {"in h2": "h2", "e1": "e1", "e0": "e0"}
+    lines = []
+    for task, found in result["tasks"].items():
+        pairs = sum(counts["kept"] for counts in result["pairs"][task].values())
+        against = {method: tests[task]["p_holm"] for method, tests in result["cpr_against_neurons"].items()}
+        cpr = [
+            f"{found['methods'][name]['cpr']['value']:.2f}" + "*" * (against.get(name, 1) < SIGNIFICANT)
+            for name in methods.values()
+        ]
+        own = [f"{found['shares'][name]['share']['value']:.2f}" for name in shares.values()]
+        economy = found["economy"]
+        few = f"{economy['share']['value']:.2f} ({economy['level2_latents']} of {economy['level1_latents']:.0f})"
+        lines.append([task.replace("_", " "), str(pairs), f"{found['total_effect']['value']:.1f}", *cpr, *own, few])
+    head = ["task", "pairs", "effect (nats)", *(f"CPR, {label}" for label in methods), *shares, "few of level 2"]
+    return _markdown(head, lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "results": ("metrics/evaluate.json", results),
     "speed": ("benchmarks/training.json", speed),
@@ -110,6 +136,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "pipeline": ("benchmarks/pipeline.json", pipeline),
     "information": ("benchmarks/information.json", information),
     "recovery": ("metrics/recovery.json", recovery),
+    "causal": ("metrics/causal_tracing.json", causal),
 }
 
 

@@ -20,6 +20,7 @@ from stages.trained import read_flat, read_hsae
 
 SPLITS = {"discovery": "val", "test": "test"}
 FIGURES = {
+    "map": causal_plots.tracing_map,
     "effects": causal_plots.effects,
     "shares": causal_plots.shares,
     "curves": causal_plots.curves,
@@ -53,9 +54,6 @@ def main(flat: list[str], clusters: list[str]) -> None:
         write_json(Path("data/causal_tasks.json"), records)
         write_json(Path("metrics/causal_tracing.json"), result)
         write_csv(Path("plots/causal_curves.csv"), causal_plots.curve_frame(result["tasks"]))
-        write_figure(
-            Path("plots/causal_map.png"), causal_plots.tracing_map({name: found.map for name, found in traced.items()})
-        )
         for name, figure in FIGURES.items():
             write_figure(Path(f"plots/causal_{name}.png"), figure(result["tasks"]))
 

@@ -123,6 +123,20 @@ def test_nodes_in_batches_have_the_effects_that_they_have_one_by_one(
         torch.testing.assert_close(exact(runs, codes, basis, nodes), torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
+def test_a_node_that_is_taken_out_whole_is_ablated(runs: Runs, hsae: HierarchicalSAE):
+    basis = hsae_bases(hsae)["level1"]
+    x = runs.tracer.normalizer(runs.clean.flatten(0, 1))
+    h = basis.encode(x)
+    node = int((h != 0).sum(0).argmax())
+    whole = (h[:, [node]] * basis.directions[node]).view_as(runs.clean)
+    silent = h.clone()
+    silent[:, node] = 0
+    patched = x - hsae.level1.decode(h) + hsae.level1.decode(silent)
+    stream = runs.tracer.normalizer.inverse(patched).view_as(runs.clean)
+    expected = runs.task.metric(runs.tracer.model.logits(stream, LAYER)[:, -1])
+    torch.testing.assert_close(runs.knock_out(whole), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_integrated_gradients_add_up_to_the_total_effect(runs: Runs):
     basis = Basis("coordinates", lambda x: x, torch.eye(8))
     found = attribution(runs.codes(basis), basis, runs.gradient(middles(200)))

@@ -98,3 +98,24 @@ def test_every_module_has_its_line_and_every_picture_exists():
         assert f"hsae/{module.name}" in TEXT, module.name
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
         assert (ROOT / picture).is_file(), picture
+
+
+def test_the_table_of_causal_tracing_marks_what_differs_from_neurons():
+    def value(x: float) -> dict[str, float]:
+        return {"value": x}
+
+    cpr = {"neurons": 0.8, "level1": 0.9, "level2": 0.7, "flat jumprelu": 0.81, "PCA": 1.0}
+    found = {
+        "methods": {name: {"cpr": value(x)} for name, x in cpr.items()},
+        "shares": {"h2": {"share": value(0.9)}, "e1": {"share": value(0.06)}, "e0": {"share": value(0.04)}},
+        "economy": {"share": value(0.5), "level1_latents": 40.2, "level2_latents": 10},
+        "total_effect": value(5.25),
+    }
+    p_holm = {"level1": 0.01, "level2": 0.049, "flat jumprelu": 0.2, "PCA": 0.05}
+    result = {
+        "tasks": {"word_end": found},
+        "pairs": {"word_end": {"discovery": {"kept": 100}, "test": {"kept": 56}}, "gone": {}},
+        "cpr_against_neurons": {name: {"word_end": {"p_holm": p}} for name, p in p_holm.items()},
+    }
+    row = readme.causal(result).splitlines()[2]
+    assert row == "| word end | 156 | 5.2 | 0.80 | 0.90* | 0.70* | 0.81 | 1.00 | 0.90 | 0.06 | 0.04 | 0.50 (10 of 40) |"
