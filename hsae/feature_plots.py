@@ -68,3 +68,23 @@ def stability(pairs: pd.DataFrame, latents: pd.DataFrame) -> Figure:
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     sns.move_legend(right, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None, frameon=False)
     return figure
+
+
+def proxies(table: pd.DataFrame) -> Figure:
+    """Which share of latents does at most so well: F1 of a short rule, its null, the simulated rater; a line per method.
+
+    Columns: method and those of `interpretability_proxy.score`.
+    """
+    shown = {
+        "proxy_f1": "proxy_f1: rule of n-grams, held out",
+        "proxy_f1_null": "proxy_f1_null: shifted activations",
+        "proxy_intruder": "proxy_intruder: simulated rater",
+    }
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True)
+    for axes, (column, title) in zip(panels, shown.items(), strict=True):
+        sns.ecdfplot(table, x=column, hue="method", ax=axes, legend=axes is panels[-1])
+        axes.set(title=title, xlim=(-0.02, 1.02), xlabel="", ylabel="share of latents")
+    panels[-1].axvline(0.2, color="black", linewidth=1, linestyle="--")  # chance
+    sns.move_legend(panels[-1], "center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    return figure

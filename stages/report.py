@@ -24,6 +24,7 @@ FIGURES = {
     "Co-activation of level-1 latents": "clustermap",
     "Decoder directions of level 1": "embedding",
     "Concepts: best latent and absorption": "absorption",
+    "Short rules for latents (proxies, no human judgement)": "interpretability_proxy",
     "Causal tracing: where the clean stream restores the answer": "causal_map",
     "Causal tracing: mean faithfulness of each method (CPR)": "causal_effects",
     "Causal tracing: faithfulness over the number of restored nodes": "causal_curves",

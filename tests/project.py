@@ -32,6 +32,7 @@ TINY = {
         "train_samples": 4096, "test_samples": 1024, "phase1": {"epochs": 1}, "sharpening": {"epochs": 1},
         "latents": {"init_tokens": 1024}, "flat": ["topk"],
     },
+    "interpretability_proxy": {"fit_tokens": 1024, "score_tokens": 1024, "longest": 2, "min_active": 2, "trials": 2},
     "causal_tracing": {
         "prompt_chars": 16, "pairs": 8, "min_pairs": 1, "ks": [1, 4], "steps": 1, "exact": 3, "draws": 1, "distance": 2,
         "parents": 2, "children": 2,

@@ -29,7 +29,8 @@ RIVALS = {
     level: {f"flat_baseline@{name}" for name in names} for level, names in (("level1", LEVEL1), ("level2", LEVEL2))
 }
 CONTROLS = {f"control@{name}" for name in ("trained", "random_decoder", "random_transformer", "shuffled_activations")}
-ANALYSES = {"mutual_information", "feature_clustering", "absorption", "causal_tracing", "steering"}
+TRACED = {"causal_tracing", "steering", "interpretability_proxy"}
+ANALYSES = {"mutual_information", "feature_clustering", "absorption", *TRACED}
 AFTER_BETA2 = {"phase2", "phase3", "evaluate_hsae", "evaluate", *ANALYSES, *CONTROLS, "report"}
 ALL_STAGES = (
     {"prepare_data", "train_transformer", "extract_activations", "phase1", "synthetic", *AFTER_BETA2}

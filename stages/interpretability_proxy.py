@@ -1,0 +1,58 @@
+"""A short rule for every latent, and how well it does on other text: proxies, not human judgements."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from scipy.sparse import csc_array
+
+from hsae import clustering, feature_plots, interpretability_proxy, run
+from hsae.coactivation import sparse_acts
+from hsae.dictionary import DictionaryConfig
+from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
+from hsae.interpretability_proxy import Part, ProxyConfig
+from hsae.progress import Progress
+from stages.files import read_store
+from stages.trained import read_flat, read_hsae
+
+
+def main(flat: list[str]) -> None:
+    """Run the stage."""
+    with run.stage("interpretability_proxy") as stage:
+        device = stage.device()
+        config, seed = stage.params(ProxyConfig, "interpretability_proxy"), stage.params(DictionaryConfig).seed
+        hsae = read_hsae(stage, device)
+        encoders = {
+            "HSAE level1": hsae.level1.encode,
+            "HSAE level2": lambda x: hsae.level2.encode(hsae.level1.encode(x)),
+            **{name: read_flat(stage, name, device).encode for name in flat},
+        }
+        centers, _ = read_tensors(stage.input("models/clustering_baseline/kmeans.safetensors"))
+        kmeans = clustering.load("kmeans", centers, (1, 1), device)  # a token is in one cluster
+        encoders["kmeans"] = lambda x: kmeans.reconstruct(x)[0]
+        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
+        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        parts = []
+        for split, n in (("val", config.fit_tokens), ("test", config.score_tokens)):
+            store = read_store(stage, split, device)
+            n = min(n, len(store)) // store.context * store.context
+            offsets = store.activations.offsets[:n].long().numpy()
+            codes = interpretability_proxy.ngram_codes(tokens, offsets, len(alphabet), config.longest)
+            parts.append((codes, store.x(slice(0, n)).split(4096)))
+        tables = []
+        with Progress("interpretability_proxy", len(encoders)) as bar:
+            for name, encode in encoders.items():
+                fit, test = (Part(codes, csc_array(sparse_acts(encode, x))) for codes, x in parts)
+                found = interpretability_proxy.score(fit, test, config, alphabet, seed)
+                tables.append(found.assign(method=name))
+                bar.advance(1, name)
+        table = pd.concat(tables, ignore_index=True)
+        write_json(Path("metrics/interpretability_proxy.json"), interpretability_proxy.summarize(table))
+        write_csv(Path("plots/interpretability_proxy.csv"), table)
+        write_figure(Path("plots/interpretability_proxy.png"), feature_plots.proxies(table))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--flat", nargs="*", default=[])
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,131 @@
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csc_array
+
+from hsae import feature_plots
+from hsae.interpretability_proxy import (
+    Part,
+    ProxyConfig,
+    Rule,
+    f1_score,
+    fit_rules,
+    intruder_accuracy,
+    ngram_codes,
+    score,
+    summarize,
+    text_of,
+)
+
+ALPHABET = "abc"
+CONFIG = ProxyConfig(fit_tokens=10, score_tokens=10, longest=2, ngrams=2, min_active=3, trials=50, snippet_chars=4)
+
+
+def part(text: str, active: list[list[bool]]) -> Part:
+    tokens = np.array([ALPHABET.index(c) for c in text], dtype=np.uint8)
+    codes = ngram_codes(tokens, np.arange(len(text)), len(ALPHABET), 2)
+    return Part(codes, csc_array(np.array(active, dtype=float).T))
+
+
+def test_ngrams_are_numbers_and_back():
+    tokens = np.array([0, 1, 2, 1], dtype=np.uint8)
+    codes = ngram_codes(tokens, np.array([0, 2, 3]), 3, 3)
+    assert codes[1].tolist() == [0, 2, 1]
+    assert codes[2].tolist() == [-1, 1 * 3 + 2, 2 * 3 + 1]
+    assert codes[3].tolist() == [-1, 0 * 9 + 1 * 3 + 2, 1 * 9 + 2 * 3 + 1]
+    assert text_of(5, 2, ALPHABET) == "bc"
+    assert text_of(0, 2, ALPHABET) == "aa"
+
+
+def test_the_rule_is_what_the_latent_was_made_of():
+    generator = np.random.default_rng(0)
+    text = "".join(generator.choice(list(ALPHABET), 400))
+    on_c = [c == "c" for c in text]
+    after_ab = [text[max(i - 1, 0) : i + 1] == "ab" for i in range(len(text))]
+    on_both = [x or y for x, y in zip(on_c, after_ab, strict=True)]
+    own = part(text, [on_c, after_ab, [False] * 400, on_both])
+    rules = fit_rules(own, 2)
+    assert rules[0] == Rule(1, (2,))
+    assert rules[1] == Rule(2, (1,))
+    assert rules[2] == Rule(1, ())
+    for rule, active in zip(rules[:2], (on_c, after_ab), strict=True):
+        assert rule.fires(own.codes).tolist() == active
+    # c or ab takes four pairs; with two, the length 1 is better: c alone misses a ninth of the text.
+    assert rules[3].length == 1
+    assert 2 in rules[3].ngrams
+    longer = fit_rules(own, 4)[3]
+    assert longer.length == 2
+    assert {text_of(code, 2, ALPHABET) for code in longer.ngrams} == {"ac", "bc", "cc", "ab"}
+
+
+def test_ngrams_are_added_greedily_as_an_oracle_does():
+    generator = np.random.default_rng(1)
+    text = "".join(generator.choice(list(ALPHABET), 300))
+    active = generator.random(300) < np.array([0.1, 0.5, 0.9])[[ALPHABET.index(c) for c in text]]
+    own = part(text, [active.tolist()])
+    (rule,) = fit_rules(own, 3)
+    best, expected = 0.0, Rule(1, ())
+    for length, codes in own.codes.items():
+        chosen: list[int] = []
+        known = [int(code) for code in np.unique(codes) if code >= 0]
+        while len(chosen) < 3:
+            left = [code for code in known if code not in chosen]
+            options = {code: f1_score(np.isin(codes, [*chosen, code]), active) for code in left}
+            code = max(options, key=lambda c: options[c])
+            if options[code] <= (f1_score(np.isin(codes, chosen), active) if chosen else 0):
+                break
+            chosen.append(code)
+        if f1_score(np.isin(codes, chosen), active) > best:
+            best, expected = f1_score(np.isin(codes, chosen), active), Rule(length, tuple(chosen))
+    assert rule == expected
+    assert f1_score(rule.fires(own.codes), active) == pytest.approx(best)
+
+
+def test_f1_of_nothing_is_0():
+    assert f1_score(np.zeros(3, dtype=bool), np.zeros(3, dtype=bool)) == 0
+    assert f1_score(np.array([True, True, False]), np.array([True, False, True])) == pytest.approx(0.5)
+
+
+def test_a_rater_with_the_right_rule_finds_every_intruder_and_with_an_empty_one_guesses():
+    acts = np.zeros(600)
+    acts[20::30] = np.linspace(1, 2, len(acts[20::30]))
+    right = acts != 0
+    generator = np.random.default_rng(0)
+    assert intruder_accuracy(acts, right, 8, 100, generator) == 1
+    assert intruder_accuracy(acts, np.zeros(600, dtype=bool), 8, 100, generator) == pytest.approx(0.2)
+    assert intruder_accuracy(acts, np.ones(600, dtype=bool), 8, 100, generator) == pytest.approx(0.2)
+    wrong = np.roll(right, 15)  # fires on the silent pieces only
+    assert intruder_accuracy(acts, wrong, 8, 200, generator) < 0.15  # type: ignore[operator]
+    assert intruder_accuracy(np.zeros(600), right, 8, 10, generator) is None
+    assert intruder_accuracy(np.ones(600), right, 8, 10, generator) is None, "nowhere silent"
+
+
+def test_latents_are_scored_on_other_text_beside_a_null():
+    generator = np.random.default_rng(2)
+    texts = ["".join(generator.choice(list(ALPHABET), 500)) for _ in range(2)]
+    actives = [
+        [[c == "b" for c in text], (generator.random(500) < 0.3).tolist(), [i == 0 for i in range(500)]]
+        for text in texts
+    ]
+    fit, test = (part(text, active) for text, active in zip(texts, actives, strict=True))
+    table = score(fit, test, CONFIG, ALPHABET, seed=0)
+    assert table["latent"].tolist() == [0, 1], "the last one is active on one token only"
+    first, second = table.to_dict("records")
+    assert (first["proxy_f1"], first["rule"], first["length"]) == (1, "b", 1)
+    assert first["density"] == pytest.approx(texts[1].count("b") / 500)
+    assert first["proxy_f1_null"] < 0.75
+    assert second["proxy_f1"] == pytest.approx(second["proxy_f1_null"], abs=0.2)
+    pd.testing.assert_frame_equal(table, score(fit, test, CONFIG, ALPHABET, seed=0))
+    frame = pd.concat([table.assign(method="ours"), table.assign(method="theirs")], ignore_index=True)
+    summary = summarize(frame)
+    assert {*summary} == {"ours", "theirs"}
+    assert summary["ours"]["proxy_f1"]["mean"] == pytest.approx((1 + second["proxy_f1"]) / 2)
+    assert sum(summary["ours"]["length"].values()) == pytest.approx(1)
+    assert len(feature_plots.proxies(frame).axes) == 3
+
+
+def test_settings_out_of_range_are_refused_by_name():
+    with pytest.raises(ValueError, match="`longest` must be above 0"):
+        dataclasses.replace(CONFIG, longest=0)
