@@ -71,7 +71,9 @@ def stability(pairs: pd.DataFrame, latents: pd.DataFrame) -> Figure:
 
 
 def proxies(table: pd.DataFrame) -> Figure:
-    """Which share of latents does at most so well: F1 of a short rule, its null, the simulated rater; a line per method.
+    """Which share of latents does at most so well: F1 of a short rule, its null, the simulated rater.
+
+    A line per method.
 
     Columns: method and those of `interpretability_proxy.score`.
     """
