@@ -51,8 +51,8 @@ class Tracer:
         self, tokens: Int[Tensor, "prompt pos"], layer: int | None = None
     ) -> Float[Tensor, "prompt pos d_model"]:
         """Residual stream after a block, `layer` if none is named (-1: the embeddings)."""
-        at = self.layer if layer is None else layer
-        return torch.cat([self.model.residual(part, at) for part in tokens.split(BATCH)])
+        at, device = self.layer if layer is None else layer, self.model.token_embedding.weight.device
+        return torch.cat([self.model.residual(part.to(device), at) for part in tokens.split(BATCH)])
 
     def last_logits(
         self, stream: Float[Tensor, "prompt pos d_model"], layer: int | None = None

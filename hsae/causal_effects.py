@@ -42,7 +42,7 @@ class CausalConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, [name for name in vars(self) if name != "ks"])
-        check("ks", self.ks, "ascending, from 1", self.ks == sorted(set(self.ks)) and bool(self.ks) and self.ks[0] >= 1)
+        check("ks", self.ks, "ascending, from 1", self.ks[:1] == [1] and self.ks == sorted(set(self.ks)))
         check(
             "distance",
             self.distance,
@@ -121,16 +121,23 @@ def faithfulness(found: Curve, runs: Runs, bootstrap: Bootstrap) -> tuple[ndarra
     return bootstrap.ratio(found.restored - corrupt, total), bootstrap.ratio(clean - found.knocked, total)
 
 
-def describe(ks: list[int], sufficient: ndarray, necessary: ndarray, last: int) -> dict[str, Any]:
-    """CPR (area under faithfulness), CMD (area of its distance from 1), and both curves, with intervals."""
-    return {
-        "cpr": interval(area(ks, sufficient, last)),
-        "cmd": interval(1 - area(ks, 1 - np.abs(1 - sufficient), last)),
-        "curve": {
-            str(k): {"sufficient": interval(sufficient[:, i]), "necessary": interval(necessary[:, i])}
-            for i, k in enumerate(ks)
-        },
-    }
+def areas(ks: list[int], sufficient: ndarray, last: int) -> dict[str, Float[ndarray, " draw"]]:
+    """cpr, the area under faithfulness, and cmd, that of its distance from 1 (Mueller et al. 2025, MIB)."""
+    return {"cpr": area(ks, sufficient, last), "cmd": 1 - area(ks, 1 - np.abs(1 - sufficient), last)}
+
+
+def matched_curve(choice: Choice, runs: Runs, x: Float[Tensor, "token d_in"], ks: list[int], seeds: range) -> Curve:
+    """Random latents that are like the first k, for every k anew, as those are left out; means over draws, per pair.
+
+    For as many nodes as leave as many others.
+    """
+    kept = [k for k in ks if 2 * k <= len(choice.basis)]
+    drawn = [[curve(matched(choice, x, k, seed), runs, [k]) for seed in seeds] for k in kept]
+    restored, knocked = (
+        np.concatenate([np.mean([getattr(one, name) for one in of_k], axis=0) for of_k in drawn])
+        for name in ("restored", "knocked")
+    )
+    return Curve(kept, restored, knocked)
 
 
 def shares(runs: Runs, bases: dict[str, Basis], bootstrap: Bootstrap) -> dict[str, Any]:
@@ -159,14 +166,33 @@ def economy(runs: Runs, choice2: Choice, bases: dict[str, Basis], bootstrap: Boo
     return {"level1_latents": differ, "level2_latents": k, "share": interval(bootstrap.ratio(of_2, of_1))}
 
 
-def agreement(basis: Basis, runs: Runs, n: int) -> dict[str, Any]:
-    """Whether attribution patching ranks its `n` largest nodes as exact patching does: Spearman's correlation."""
-    codes = runs.codes(basis)
-    attributed = causal.attribution(codes, basis, runs.gradient([0.0])).mean(0)
-    nodes = attributed.abs().argsort(descending=True, stable=True)[:n]
-    effects = causal.exact(runs, codes, basis, nodes).mean(1)
-    found: Any = spearmanr(effects.cpu().numpy(), attributed[nodes].cpu().numpy())
-    return {"nodes": len(nodes), "spearman": float(found.statistic) if np.isfinite(found.statistic) else None}
+def agreement(basis: Basis, runs: Runs, integrated: Float[Tensor, "pair pos d_in"], n: int) -> dict[str, Any]:
+    """Whether attribution ranks its `n` largest nodes as patching one by one does: Spearman's correlation.
+
+    Of attribution patching, which predicts what one node restores, and of the `integrated` gradients.
+    """
+    codes, found = runs.codes(basis), {}
+    for name, gradient in (("attribution_patching", runs.gradient([0.0])), ("integrated_gradients", integrated)):
+        attributed = causal.attribution(codes, basis, gradient).mean(0)
+        nodes = attributed.abs().argsort(descending=True, stable=True)[:n]
+        effects = causal.exact(runs, codes, basis, nodes).mean(1)
+        rank: Any = spearmanr(effects.cpu().numpy(), attributed[nodes].cpu().numpy())
+        found[name] = float(rank.statistic) if np.isfinite(rank.statistic) else None
+    return found
+
+
+@torch.no_grad()
+def character_before(runs: Runs, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Effect of replacing the character before instead, by the same one, as a share of the total effect: a control.
+
+    In a task whose answer hangs on the replaced character alone it is 0.
+    """
+    task, rows = runs.task, torch.arange(len(runs))
+    other = task.clean.clone()
+    other[rows, (task.changed - 1).clamp(min=0)] = task.corrupt[rows, task.changed]
+    odds = task.metric(runs.tracer.answer(other))
+    effect, total = ((runs.m_clean - m).cpu().numpy().astype(float) for m in (odds, runs.m_corrupt))
+    return interval(bootstrap.ratio(effect, total))
 
 
 def latents(choice: Choice, runs: Runs, n: int, bootstrap: Bootstrap) -> list[dict[str, Any]]:
@@ -183,40 +209,51 @@ def latents(choice: Choice, runs: Runs, n: int, bootstrap: Bootstrap) -> list[di
 
 
 def path_effects(
-    runs: Runs, model: HierarchicalSAE, choice: Choice, n_parents: int, n_children: int, bootstrap: Bootstrap
+    pair: Pair, model: HierarchicalSAE, choice: Choice, n_parents: int, n_children: int, bootstrap: Bootstrap
 ) -> list[dict[str, Any]]:
-    """The first parents, and of each the children by way of which it has most effect, as shares of the total effect."""
-    total = (runs.m_clean - runs.m_corrupt).cpu().numpy().astype(float)
-    codes, rows = runs.codes(choice.basis), []
+    """The first parents, and of each the children by way of which it has most effect, as shares of the total effect.
+
+    Children are chosen on discovery, among those of largest weight.
+    """
+    test, rows = pair.test, []
+    total = (test.m_clean - test.m_corrupt).cpu().numpy().astype(float)
+    of_discovery, codes = (runs.codes(choice.basis) for runs in (pair.discovery, test))
     for parent in choice.order[:n_parents].tolist():
-        children = model.level2.W_dec[parent].topk(min(4 * n_children, model.level1.d_sae)).indices
-        by_way = causal.paths(runs, model, codes, parent, children).cpu().numpy().astype(float)
-        strongest = np.argsort(-by_way.mean(1), kind="stable")[:n_children]
-        whole = runs.restore(causal.part(codes, choice.basis, torch.tensor([parent]))) - runs.m_corrupt
+        heaviest = model.level2.W_dec[parent].topk(min(4 * n_children, model.level1.d_sae)).indices
+        by_way = causal.paths(pair.discovery, model, of_discovery, parent, heaviest).mean(1)
+        children = heaviest[by_way.argsort(descending=True, stable=True)[:n_children]]
+        effects = causal.paths(test, model, codes, parent, children).cpu().numpy().astype(float)
+        whole = test.restore(causal.part(codes, choice.basis, choice.order.new_tensor([parent]))) - test.m_corrupt
+        found = zip(children.tolist(), effects, strict=True)
         rows.append(
             {
                 "parent": parent,
                 "effect": interval(bootstrap.ratio(whole.cpu().numpy().astype(float), total)),
-                "children": [
-                    {"child": int(children[i]), **interval(bootstrap.ratio(by_way[i], total))} for i in strongest
-                ],
+                "children": [{"child": child, **interval(bootstrap.ratio(effect, total))} for child, effect in found],
             }
         )
     return rows
 
 
-def against_neurons(areas: dict[str, dict[str, Float[ndarray, " draw"]]]) -> dict[str, dict[str, Any]]:
-    """method -> task -> CPR minus that of neurons: value, interval, p and p_holm over the tasks."""
-    found: dict[str, dict[str, Any]] = {}
-    tasks = list(areas)
-    for method in next(iter(areas.values()), {}):
-        if method == NEURONS:
-            continue
-        differences = {task: areas[task][method] - areas[task][NEURONS] for task in tasks}
-        p = np.array([two_sided(values) for values in differences.values()])
-        for task, own, adjusted in zip(tasks, p.tolist(), holm(p).tolist(), strict=True):
-            found.setdefault(method, {})[task] = {**interval(differences[task]), "p": own, "p_holm": adjusted}
-    return found
+def compare(found: dict[str, dict[str, dict[str, Float[ndarray, " draw"]]]]) -> dict[str, Any]:
+    """measure -> reference -> method -> task -> its difference from the reference: value, interval, p, p_holm.
+
+    `found`: task -> method -> measure. References are neurons and both levels; p_holm is adjusted over the tasks.
+    """
+    tasks, result = list(found), {}
+    methods = list(next(iter(found.values()), {}))
+    for measure in ("cpr", "cmd") if methods else ():
+        for reference in (NEURONS, LEVEL1, LEVEL2):
+            for method in methods:
+                if method == reference:
+                    continue
+                differences = [found[task][method][measure] - found[task][reference][measure] for task in tasks]
+                p = np.array([two_sided(values) for values in differences])
+                result.setdefault(measure, {}).setdefault(reference, {})[method] = {
+                    task: {**interval(values), "p": float(own), "p_holm": float(adjusted)}
+                    for task, values, own, adjusted in zip(tasks, differences, p, holm(p), strict=True)
+                }
+    return result
 
 
 @dataclass(frozen=True)
@@ -224,8 +261,8 @@ class Traced:
     """What is measured of a task."""
 
     metrics: dict[str, Any]
-    areas: dict[str, Float[ndarray, " draw"]]
-    """CPR of every method, of all pairs and of every draw."""
+    areas: dict[str, dict[str, Float[ndarray, " draw"]]]
+    """method -> measure (see `areas`), of all pairs and of every draw."""
 
 
 def trace(
@@ -236,40 +273,42 @@ def trace(
     config: CausalConfig,
     seed: int,
 ) -> Traced:
-    """Everything of one task. `bases` hold both levels and neurons by their names; `x` says what latents are like."""
-    discovery, test, last = pair.discovery, pair.test, bases[NEURONS].directions.shape[1]
+    """Everything of one task. `bases` hold both levels and neurons by their names; `x` says what latents are like.
+
+    A map is drawn only where some replaced character is not the last one: otherwise it can be nothing but 1 there.
+    """
+    discovery, test, last = pair.discovery, pair.test, config.ks[-1]
     bootstrap, gradient = Bootstrap(test.task, seed), discovery.gradient(causal.middles(config.steps))
     own = {**bases, DIFFERENCE: difference_of_means(discovery)}
     choices = {name: choose(basis, discovery, gradient) for name, basis in own.items()}
     curves = {name: curve(choice, test, config.ks) for name, choice in choices.items()}
-    drawn = [matched(choices[LEVEL1], x, max(config.ks), seed + i) for i in range(config.draws)]
-    curves[MATCHED] = _mean([curve(choice, test, config.ks) for choice in drawn])
-    methods, areas = {}, {}
-    for name, found in curves.items():
-        sufficient, necessary = faithfulness(found, test, bootstrap)
-        methods[name] = describe(found.ks, sufficient, necessary, last)
-        areas[name] = area(found.ks, sufficient, last)
+    curves[MATCHED] = matched_curve(choices[LEVEL1], test, x, config.ks, range(seed, seed + config.draws))
+    methods, found = {}, {}
+    for name, of_method in curves.items():
+        sufficient, necessary = faithfulness(of_method, test, bootstrap)
+        found[name] = areas(of_method.ks, sufficient, last)
+        methods[name] = {
+            **{measure: interval(values) for measure, values in found[name].items()},
+            "curve": {
+                str(k): {"sufficient": interval(sufficient[:, i]), "necessary": interval(necessary[:, i])}
+                for i, k in enumerate(of_method.ks)
+            },
+        }
     total = (test.m_clean - test.m_corrupt).cpu().numpy().astype(float)
-    restored = causal.restoration_map(test, config.distance).double().mean(2).cpu().numpy()
+    restored = None
+    if (test.task.changed < test.task.clean.shape[1] - 1).any():
+        restored = causal.restoration_map(test, config.distance).double().mean(2).cpu().numpy() / total.mean()
     levels = (LEVEL1, LEVEL2)
     metrics = {
         "total_effect": interval(bootstrap.weights @ total / bootstrap.weights.sum(1)),
+        "character_before": character_before(test, bootstrap),
         "shares": shares(test, bases, bootstrap),
         "economy": economy(test, choices[LEVEL2], bases, bootstrap),
-        "map": (restored / total.mean()).tolist(),
-        "agreement": {name: agreement(bases[name], discovery, config.exact) for name in levels},
+        "map": None if restored is None else restored.tolist(),
+        "agreement": {name: agreement(bases[name], discovery, gradient, config.exact) for name in levels},
         "methods": methods,
         "promoted": {name: choices[name].promoted for name in levels},
         "latents": {name: latents(choices[name], test, config.parents, bootstrap) for name in levels},
-        "paths": path_effects(test, model, choices[LEVEL2], config.parents, config.children, bootstrap),
+        "paths": path_effects(pair, model, choices[LEVEL2], config.parents, config.children, bootstrap),
     }
-    return Traced(metrics, areas)
-
-
-def _mean(curves: list[Curve]) -> Curve:
-    """Of several draws, pair by pair."""
-    kept = [k for k in curves[0].ks if k <= min(curve.ks[-1] for curve in curves)]
-    restored, knocked = (
-        np.mean([getattr(curve, name)[: len(kept)] for curve in curves], axis=0) for name in ("restored", "knocked")
-    )
-    return Curve(kept, restored, knocked)
+    return Traced(metrics, found)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hsae import causal
 from hsae.causal import Basis, Runs
+from hsae.config import check
 
 NEURONS, LEVEL1, LEVEL2 = "neurons", "level1", "level2"
 MATCHED, RANDOM, DIFFERENCE = "matched random latents", "random directions", "difference of means"
@@ -41,21 +42,23 @@ def matched(choice: Choice, x: Float[Tensor, "token d_in"], n: int, seed: int) -
     """Random latents instead of the first `n`: each is like one of them in how often and how strongly it is active.
 
     Drawn, without replacement, among the ten nearest by log frequency and log mean activation on `x` that are not
-    among the first n themselves.
+    among the first n themselves. Raises ValueError if `n` is more than half of the latents.
     """
-    acts = choice.basis.encode(x)
+    check("n", n, f"at most half of the latents (={len(choice.basis)})", 2 * n <= len(choice.basis))
+    acts, order = choice.basis.encode(x), choice.order.cpu()
     frequency, mean = (acts != 0).double().mean(0), acts.double().mean(0)
-    place = torch.stack([frequency.clamp(min=1e-6).log(), mean.clamp(min=1e-6).log()], 1)
-    free = torch.ones(len(frequency), dtype=torch.bool)
-    free[choice.order[:n]] = False
+    place = torch.stack([frequency.clamp(min=1e-6).log(), mean.clamp(min=1e-6).log()], 1).cpu()
+    free = torch.ones(len(place), dtype=torch.bool)
+    free[order[:n]] = False
     generator = torch.Generator().manual_seed(seed)
     drawn = []
-    for node in choice.order[:n].tolist():
-        distances = (place - place[node]).norm(dim=1).cpu().masked_fill(~free, torch.inf)
+    for node in order[:n].tolist():
+        distances = (place - place[node]).norm(dim=1).masked_fill(~free, torch.inf)
         nearest = distances.topk(min(NEAREST, int(free.sum())), largest=False).indices
         drawn.append(int(nearest[torch.randint(len(nearest), (1,), generator=generator)]))
         free[drawn[-1]] = False
-    return Choice(Basis(MATCHED, choice.basis.encode, choice.basis.directions), torch.tensor(drawn), choice.difference)
+    chosen = torch.tensor(drawn, device=choice.order.device)
+    return Choice(Basis(MATCHED, choice.basis.encode, choice.basis.directions), chosen, choice.difference)
 
 
 def linear_basis(name: str, directions: Float[Tensor, "node d_in"]) -> Basis:

@@ -34,9 +34,10 @@ def _unless_empty(draw: Callable[[Content], Figure]) -> Callable[[Content], Figu
 
 @_unless_empty
 def tracing_map(tasks: dict[str, Any]) -> Figure:
-    """A heat map per task: what the clean stream restores at each layer and position, as a share of the effect."""
-    n_columns = min(len(tasks), 3)
-    n_rows = -(-len(tasks) // n_columns)
+    """A heat map per task that has one: what the clean stream restores at each layer and position, of the effect."""
+    tasks = {task: own for task, own in tasks.items() if own["map"] is not None}
+    n_columns = max(min(len(tasks), 3), 1)
+    n_rows = max(-(-len(tasks) // n_columns), 1)
     figure = Figure(figsize=(4.2 * n_columns, 0.8 + 2.3 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
     for axes, (task, own) in zip(panels, tasks.items(), strict=False):
@@ -54,28 +55,34 @@ def tracing_map(tasks: dict[str, Any]) -> Figure:
 
 @_unless_empty
 def effects(tasks: dict[str, Any]) -> Figure:
-    """CPR of every method, a panel per task, with 95% intervals; dashed: neurons."""
+    """CPR and CMD of every method, a panel per task, with 95% intervals; dashed: neurons' CPR."""
     methods = list(next(iter(tasks.values()))["methods"])
     figure, panels = plots.panel_grid(list(tasks), 0.9 + 0.26 * len(methods))
     for task, axes in panels.items():
-        found = {method: tasks[task]["methods"][method]["cpr"] for method in methods}
-        _intervals(axes, found)
-        axes.axvline(found["neurons"]["value"], color="black", linewidth=1, linestyle="--")
+        for measure, color in (("cpr", "C0"), ("cmd", "C1")):
+            _intervals(axes, {method: tasks[task]["methods"][method][measure] for method in methods}, color)
+        axes.axvline(tasks[task]["methods"]["neurons"]["cpr"]["value"], color="black", linewidth=1, linestyle="--")
         axes.set_title(task.replace("_", " "))
-    figure.supxlabel("CPR: mean faithfulness over the number of restored nodes; dashed: neurons", fontsize="medium")
+    figure.supxlabel(
+        "means over the number of nodes. Blue: faithfulness (CPR; dashed: neurons). Orange: its distance from 1 (CMD)",
+        fontsize="medium",
+    )
     return figure
 
 
 @_unless_empty
 def shares(tasks: dict[str, Any]) -> Figure:
-    """Share of the effect in level-2 latents and both errors (and in level-1 latents), a panel per task."""
+    """Share of the effect in level-2 latents, both errors and level-1 latents, a panel per task."""
     figure, panels = plots.panel_grid(list(tasks), 1.0)
     for task, axes in panels.items():
         own = tasks[task]["shares"]
-        _intervals(axes, {LABELS[name]: own[name]["share"] for name in LABELS})
+        for kind, color in (("sufficient", "C0"), ("necessary", "C1")):
+            _intervals(axes, {LABELS[name]: own[name][kind] for name in LABELS}, color)
         axes.axvline(0, color="black", linewidth=1)
         axes.set_title(task.replace("_", " "))
-    figure.supxlabel("share of the effect: mean of what suffices and what is needed, 95% interval", fontsize="medium")
+    figure.supxlabel(
+        "share of the effect, 95% interval. Blue: restored alone. Orange: taken out alone", fontsize="medium"
+    )
     return figure
 
 
@@ -112,7 +119,10 @@ def curves(tasks: dict[str, Any]) -> Figure:
 
 @_unless_empty
 def paths(tasks: dict[str, Any]) -> Figure:
-    """Top parents, the children by way of which they act, and the answer, a panel per task; as wide as effects."""
+    """Top parents and the children by way of which they act on the answer, a panel per task; lines as wide as effects.
+
+    Beside a parent stands its own effect, beside a child that of each path through it.
+    """
     n_columns = min(len(tasks), 2)
     n_rows = -(-len(tasks) // n_columns)
     tallest = max(sum(len(row["children"]) for row in own["paths"]) for own in tasks.values())
@@ -152,18 +162,15 @@ def _path_panel(axes: Axes, parents: list[dict[str, Any]]) -> None:
     children = list(dict.fromkeys(child["child"] for row in parents for child in row["children"]))
     heights = {child: -i for i, child in enumerate(children)}
     middle = -(len(children) - 1) / 2
-    through = dict.fromkeys(children, 0.0)
     places = np.linspace(0, min(-len(children) + 1, -1), len(parents)) if len(parents) > 1 else np.array([middle])
     for row, y in zip(parents, places, strict=True):
         axes.text(-0.02, y, f"level 2, {row['parent']}: {row['effect']['value']:.2f}", ha="right", va="center")
         for child in row["children"]:
             _line(axes, (0, 1), (y, heights[child["child"]]), child["value"])
-            through[child["child"]] += child["value"]
     for child, y in heights.items():
-        axes.text(1.05, y, f"level 1, {child}: {through[child]:.2f}", ha="left", va="center")
-        _line(axes, (2.0, 2.6), (y, middle), through[child])
-    axes.text(2.63, middle, "answer", ha="left", va="center")
-    axes.set(xlim=(-0.95, 3.1), ylim=(min(-len(children), -1.5), 0.7))
+        effects = [own["value"] for row in parents for own in row["children"] if own["child"] == child]
+        axes.text(1.05, y, f"level 1, {child}: {', '.join(f'{effect:.2f}' for effect in effects)}", va="center")
+    axes.set(xlim=(-0.95, 2.3), ylim=(min(-len(children), -1.5), 0.7))
     axes.set_axis_off()
 
 
@@ -172,11 +179,11 @@ def _line(axes: Axes, x: tuple[float, float], y: tuple[float, float], effect: fl
     axes.plot(x, y, color="C0" if effect >= 0 else "C1", linewidth=min(0.4 + 30 * abs(effect), 9), alpha=0.7)
 
 
-def _intervals(axes: Axes, found: dict[str, dict[str, Any]]) -> None:
+def _intervals(axes: Axes, found: dict[str, dict[str, Any]], color: str) -> None:
     y = np.arange(len(found))
     low, high = zip(*(row["interval"] for row in found.values()), strict=True)
-    axes.hlines(y, low, high, color="C0", linewidth=2)
-    axes.scatter([row["value"] for row in found.values()], y, s=24, color="C0", zorder=3)
+    axes.hlines(y, low, high, color=color, linewidth=2)
+    axes.scatter([row["value"] for row in found.values()], y, s=24, color=color, zorder=3)
     axes.set_yticks(y, list(found))
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -106,8 +106,8 @@ def train(data: Store, settings: Training, random_decoder: bool) -> Hierarchical
     if random_decoder:
         hold_decoder(model.level2, torch.randn_like(model.level2.W_dec).abs())
         model.level2.init_from_data(model.level1.encode(data.x(slice(0, latents.init_tokens))))
-    train_level2(model, data, c, settings.phase2, latents.dead_tokens, seed)
-    phase3(model, data, c, settings.phase3, latents.dead_tokens, seed)
+    train_level2(model, data, c, settings.phase2, latents.dead_tokens_later, seed)
+    phase3(model, data, c, settings.phase3, latents.dead_tokens_later, seed)
     return model
 
 

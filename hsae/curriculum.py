@@ -15,7 +15,7 @@ def phase2(
 ) -> tuple[HierarchicalSAE, Curve]:
     """Put a second level of `width` latents on a trained first, and train it while the first stays as it is."""
     model = stack(level1, width, data, c.beta2, latents, seed)
-    return model, train_level2(model, data, c, phase, latents.dead_tokens, seed)
+    return model, train_level2(model, data, c, phase, latents.dead_tokens_later, seed)
 
 
 def stack(level1: SAE, width: int, data: Shuffled, beta2: float, latents: LatentConfig, seed: int) -> HierarchicalSAE:

@@ -56,6 +56,11 @@ class LatentConfig:
     init_level2: Start
     init_tokens: int
 
+    @property
+    def dead_tokens_later(self) -> int:
+        """`dead_tokens` in phases 2 and 3: 0 where level 2 stands for families, which revived latents take apart."""
+        return 0 if self.init_level2 == Start.families else self.dead_tokens
+
     def __post_init__(self) -> None:
         for name in ("k1", "k2", "init_tokens"):
             check(name, getattr(self, name), "1 or above", getattr(self, name) >= 1)

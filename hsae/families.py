@@ -45,8 +45,8 @@ def start(model: SAE, acts: Float[Tensor, "token d_in"]) -> None:
 
     The families come in the order of their sum of squares. A decoder row is the mean of the family's activations while
     its root is active; the encoder reads the root, and gives it back at the same size. Where there are fewer families
-    than latents, the others are silent, and had better not be revived: what they learn instead lowers the error, and
-    takes the families apart. Raises ValueError if there are fewer tokens than latents.
+    than latents, the others are silent, and must not be revived (`LatentConfig.dead_tokens_later`): what they learn
+    instead lowers the error, and takes the families apart. Raises ValueError if there are fewer tokens than latents.
     """
     model.init_from_data(acts)
     model.b_dec.zero_()

@@ -147,12 +147,11 @@ def train_level1(config: GroundTruthConfig, data: Samples, seed: int, longer: fl
 
 
 def train_hsae(config: GroundTruthConfig, data: Samples, seed: int) -> HierarchicalSAE:
-    """All three phases; nothing is revived once level 2 stands for its families (see `families.start`)."""
-    c = config.coefficients
+    """All three phases."""
+    c, latents = config.coefficients, config.latents
     level1 = train_level1(config, data, seed)
-    model = curriculum.stack(level1, config.d_sae2, data, c.beta2, config.latents, seed)
-    curriculum.train_level2(model, data, c, config.phase2, 0, seed)
-    curriculum.phase3(model, data, c, config.phase3, 0, seed)
+    model, _ = curriculum.phase2(level1, config.d_sae2, data, c, config.phase2, latents, seed)
+    curriculum.phase3(model, data, c, config.phase3, latents.dead_tokens_later, seed)
     return model
 
 

@@ -68,8 +68,11 @@ def ngram_codes(
 ) -> dict[int, Int[ndarray, " token"]]:
     """For every length 1 .. longest the n-gram that ends at each offset, as a number; -1 where the corpus begins later.
 
-    An n-gram is a number of n digits to the base `n_vocab`, the last character its lowest digit.
+    An n-gram is a number of n digits to the base `n_vocab`, the last character its lowest digit. Raises ValueError for
+    a number that is too long.
     """
+    most = int(63 / np.log2(max(n_vocab, 2)))  # digits of a number of 63 bits
+    check("longest", longest, f"at most {most} for an alphabet of {n_vocab} characters", longest <= most)
     characters, found = tokens.astype(np.int64), {}
     code = np.zeros(len(offsets), dtype=np.int64)
     for length in range(1, longest + 1):
@@ -133,7 +136,7 @@ def intruder_accuracy(
     active = np.concatenate([[0], np.cumsum(acts != 0)])
     firing = np.concatenate([[0], np.cumsum(fires)])
     silent = starts[active[starts + width] == active[starts]]
-    strong = inside[acts[inside] > 0]
+    strong = rng.permutation(inside[acts[inside] > 0])  # a cluster is equally active everywhere: not the first places
     strong = strong[np.argsort(-acts[strong], kind="stable")][: max(int(TOP * len(strong)), SNIPPETS - 1)] - before
     if len(strong) < SNIPPETS - 1 or not len(silent):
         return None

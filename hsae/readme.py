@@ -104,7 +104,7 @@ def recovery(result: dict[str, Any]) -> str:
 
 
 def causal(result: dict[str, Any]) -> str:
-    """metrics/causal_tracing.json as a Markdown table: a row per task; CPR, shares, level 2's economy."""
+    """metrics/causal_tracing.json as a Markdown table: a row per task; CPR / CMD of some methods, * unlike neurons'."""
     methods = {
         "neurons": "neurons",
         "level 1": "level1",
@@ -112,20 +112,23 @@ def causal(result: dict[str, Any]) -> str:
         "JumpReLU": "flat jumprelu",
         "PCA": "PCA",
     }
-    shares = {"in h2": "h2", "e1": "e1", "e0": "e0"}
     lines = []
     for task, found in result["tasks"].items():
-        pairs = sum(counts["kept"] for counts in result["pairs"][task].values())
-        against = {method: tests[task]["p_holm"] for method, tests in result["cpr_against_neurons"].items()}
-        cpr = [
-            f"{found['methods'][name]['cpr']['value']:.2f}" + "*" * (against.get(name, 1) < SIGNIFICANT)
-            for name in methods.values()
+        counts = result["pairs"][task]["test"]
+        cells = []
+        for name in methods.values():
+            tests = {m: result["comparisons"][m]["neurons"].get(name, {task: {}})[task] for m in ("cpr", "cmd")}
+            marks = {m: "*" * (test.get("p_holm", 1) < SIGNIFICANT) for m, test in tests.items()}
+            cells.append(" / ".join(f"{found['methods'][name][m]['value']:.2f}{marks[m]}" for m in marks))
+        errors = [
+            sum(found["shares"][error][kind]["value"] for error in ("e0", "e1")) for kind in ("sufficient", "necessary")
         ]
-        own = [f"{found['shares'][name]['share']['value']:.2f}" for name in shares.values()]
         economy = found["economy"]
         few = f"{economy['share']['value']:.2f} ({economy['level2_latents']} of {economy['level1_latents']:.0f})"
-        lines.append([task.replace("_", " "), str(pairs), f"{found['total_effect']['value']:.1f}", *cpr, *own, few])
-    head = ["task", "pairs", "effect (nats)", *(f"CPR, {label}" for label in methods), *shares, "few of level 2"]
+        before = f"{found['character_before']['value']:.2f}"
+        own = [f"{counts['kept']} of {counts['asked']}", f"{found['total_effect']['value']:.1f}", before]
+        lines.append([task.replace("_", " "), *own, *cells, " / ".join(f"{error:.2f}" for error in errors), few])
+    head = ["task", "test pairs", "effect (nats)", "character before", *methods, "e0 + e1", "few of level 2"]
     return _markdown(head, lines)
 
 

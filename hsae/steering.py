@@ -35,7 +35,8 @@ class SteeringConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, ["contexts", "random", "damage"])
-        check("doses", self.doses, "ascending, above 0", self.doses == sorted(set(self.doses)) and min(self.doses) > 0)
+        ascending = bool(self.doses) and self.doses == sorted(set(self.doses)) and self.doses[0] > 0
+        check("doses", self.doses, "ascending, above 0", ascending)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def responses(
     """
     acts = store.activations.acts.unflatten(0, (-1, store.context))
     check("contexts", config.contexts, f"at most the store's {len(acts)}", config.contexts <= len(acts))
-    acts, windows = acts[: config.contexts], store.windows(tokens)[: config.contexts].long()
+    acts, windows = acts[: config.contexts], store.windows(tokens)[: config.contexts].long().to(acts.device)
     norm = store.normalizer(acts.flatten(0, 1)).square().sum(1).mean().sqrt()
     clean = [_measure(model, store.layer, part, own, classes) for part, own in _parts(acts, windows)]
     found = []
@@ -118,36 +119,43 @@ def frame(responses: dict[str, Response], random: list[Response], class_index: i
 def summarize(
     responses: dict[str, Response], random: list[Response], class_index: int, config: SteeringConfig, seed: int
 ) -> dict[str, Any]:
-    """direction -> gain and damage at every dose, and the gain at `config.damage` with its interval over contexts.
+    """Of each direction its gain and damage at every dose, and its gain at `config.damage`, with its 95% interval.
 
-    `random`: that gain of every random direction, the mean of them, and how many of them a direction surpasses.
+    `p` is its rank among itself and the random directions that do so much damage; `random` has their mean. `difference`
+    is the last direction's gain at that damage minus the first one's. Intervals are over contexts, the same draws for
+    all. What a direction does not reach is None.
     """
-    weights = cluster_weights(random[0].damage.shape[1], seed) / random[0].damage.shape[1]
-    weights = np.vstack([np.full(weights.shape[1], 1 / weights.shape[1]), weights])
+    n_contexts = random[0].damage.shape[1]
+    weights = np.vstack([np.ones(n_contexts), cluster_weights(n_contexts, seed)]) / n_contexts
 
-    def at_damage(response: Response) -> ndarray:
-        gains, damages = response.gain[class_index] @ weights.T, response.damage @ weights.T
-        return np.array([gain_at(config.damage, gains[:, i], damages[:, i]) for i in range(len(weights))])
+    def at_damage(response: Response, draws: slice) -> ndarray:
+        gains, damages = response.gain[class_index] @ weights[draws].T, response.damage @ weights[draws].T
+        return np.array([gain_at(config.damage, *own) for own in zip(gains.T, damages.T, strict=True)])
 
-    by_chance = np.array([at_damage(response)[0] for response in random])
-    known = by_chance[np.isfinite(by_chance)]
-    result: dict[str, Any] = {
-        "random": {
-            "gain_at_damage": [_number(v) for v in by_chance],
-            "mean": _number(known.mean() if len(known) else np.nan),
-        }
+    chance = np.array([at_damage(response, slice(1))[0] for response in random])
+    known = chance[np.isfinite(chance)]
+    drawn = {name: at_damage(response, slice(None)) for name, response in responses.items()}
+    first, *_, last = drawn.values()
+    return {
+        "random": {"n": len(known), "mean": _number(known.mean() if len(known) else np.nan)},
+        "difference": {"value": _number((last - first)[0]), "interval": _interval(last - first)},
+        **{
+            name: {
+                "gain": response.gain[class_index].mean(1).tolist(),
+                "damage": response.damage.mean(1).tolist(),
+                "gain_at_damage": _number(drawn[name][0]),
+                "interval": _interval(drawn[name]),
+                "p": _number((1 + (known >= drawn[name][0]).sum()) / (1 + len(known)))
+                if np.isfinite(drawn[name][0])
+                else None,
+            }
+            for name, response in responses.items()
+        },
     }
-    for name, response in responses.items():
-        drawn = at_damage(response)
-        reached = np.isfinite(drawn).all()
-        result[name] = {
-            "gain": response.gain[class_index].mean(1).tolist(),
-            "damage": response.damage.mean(1).tolist(),
-            "gain_at_damage": _number(drawn[0]),
-            "interval": np.percentile(drawn[1:], [2.5, 97.5]).tolist() if reached else None,
-            "surpasses": f"{int((drawn[0] > known).sum())} of {len(known)}" if reached else None,
-        }
-    return result
+
+
+def _interval(drawn: Float[ndarray, " draw"]) -> list[float] | None:
+    return np.percentile(drawn[1:], [2.5, 97.5]).tolist() if np.isfinite(drawn).all() else None
 
 
 def _measure(

@@ -111,7 +111,8 @@ class Comparison(Sweep):
     def __post_init__(self) -> None:
         super().__post_init__()
         check("conditions", list(self.conditions), "one", len(self.conditions) == 1)
-        check("reference", self.reference, f"one of the models {', '.join(self.models)}", self.reference in self.models)
+        methods = [name for name in self.models if not name.endswith(" level 2")]
+        check("reference", self.reference, f"one of the models {', '.join(methods)}", self.reference in methods)
 
 
 @dataclass

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from hsae import causal, causal_plots, causal_tasks, clustering, gpt, run
 from hsae.causal import Basis, Runs, Tracer
-from hsae.causal_effects import CausalConfig, Pair, against_neurons, trace
+from hsae.causal_effects import CausalConfig, Pair, compare, trace
 from hsae.causal_nodes import rival_bases
 from hsae.causal_tasks import Kept, Task
+from hsae.config import check
 from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
 from hsae.hierarchical import HierarchicalSAE
@@ -36,7 +37,8 @@ def main(flat: list[str], clusters: list[str]) -> None:
         config, seed = stage.params(CausalConfig, "causal_tracing"), stage.params(DictionaryConfig).seed
         model = gpt.load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
         hsae, val = read_hsae(stage, device), read_store(stage, "val", device)
-        tracer = Tracer(model, val.layer, val.normalizer)
+        tracer, longest = Tracer(model, val.layer, val.normalizer), model.config.context
+        check("prompt_chars", config.prompt_chars, f"at most the context (={longest})", config.prompt_chars <= longest)
         tasks, kept, records = _tasks(stage, tracer, config, seed)
         x = val.x(slice(0, FIRST))
         bases = _bases(stage, hsae, x, flat, clusters, seed)
@@ -49,7 +51,7 @@ def main(flat: list[str], clusters: list[str]) -> None:
         result = {
             "pairs": causal_tasks.report(kept),
             "tasks": {name: found.metrics for name, found in traced.items()},
-            "cpr_against_neurons": against_neurons({name: found.areas for name, found in traced.items()}),
+            "comparisons": compare({name: found.areas for name, found in traced.items()}),
         }
         write_json(Path("data/causal_tasks.json"), records)
         write_json(Path("metrics/causal_tracing.json"), result)

@@ -19,7 +19,7 @@ def main() -> None:
         phase = stage.params(Phase, "phase3")
         c = stage.params(Coefficients)
         seed = stage.params(DictionaryConfig).seed
-        dead_tokens = stage.params(LatentConfig).dead_tokens
+        dead_tokens = stage.params(LatentConfig).dead_tokens_later
         model = hierarchical.load(*read_tensors(stage.input("models/phase2.safetensors"))).to(device)
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
 

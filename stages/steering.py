@@ -28,7 +28,8 @@ def main() -> None:
         train_end = read_json(stage.input("data/corpus.json"))["splits"]["train"][1]
         traced = read_json(stage.input("metrics/causal_tracing.json"))["tasks"]
         rules = [rule for rule in causal_tasks.rules(tokens.numpy(), alphabet, train_end) if rule.name in traced]
-        classes = torch.from_numpy(np.array([rule.targets for rule in rules]).reshape(len(rules), -1)).to(device)
+        targets = np.array([rule.targets for rule in rules], dtype=bool).reshape(len(rules), len(alphabet))
+        classes = torch.from_numpy(targets).to(device)
 
         chosen = {(rule.name, level): traced[rule.name]["promoted"][level] for rule in rules for level in LEVELS}
         latents = sorted({(level, latent) for (_, level), latent in chosen.items()})
@@ -43,7 +44,7 @@ def main() -> None:
             own = {level: chosen[rule.name, level] for level in LEVELS}
             responses = {level: by_latent[level, latent] for level, latent in own.items()}
             summary = steering.summarize(responses, by_chance, index, config, seed)
-            metrics[rule.name] = {"random": summary.pop("random")} | {
+            metrics[rule.name] = {name: summary[name] for name in ("random", "difference")} | {
                 level: {"latent": own[level], **summary[level]} for level in LEVELS
             }
             shown = {f"top of {LEVELS[level]}": response for level, response in responses.items()}

@@ -5,16 +5,20 @@ import pytest
 import torch
 
 from hsae import causal_effects, causal_plots
-from hsae.causal import Basis, Runs, Tracer, hsae_bases
+from hsae.causal import Basis, Runs, Tracer, hsae_bases, paths
 from hsae.causal_effects import (
     Bootstrap,
     CausalConfig,
     Pair,
-    against_neurons,
     area,
+    areas,
+    character_before,
+    compare,
     curve,
     faithfulness,
     interval,
+    matched_curve,
+    path_effects,
     trace,
     two_sided,
 )
@@ -133,7 +137,8 @@ def test_matched_latents_are_as_active_as_those_that_they_stand_for():
     rates = torch.cat([torch.full((30,), 0.02), torch.full((30,), 0.5)])
     acts = (torch.rand(4000, 60, generator=generator) < rates) * (1 + torch.rand(4000, 60, generator=generator))
     basis = Basis("it", lambda x: x, torch.eye(60))
-    choice = Choice(basis, torch.tensor([40, 3, 41, 4, 5, *range(6, 40), *range(42, 60), 0, 1, 2]), torch.zeros(60))
+    order = torch.tensor([40, 3, 41, 4, 5, *range(6, 40), *range(42, 60), 0, 1, 2])
+    choice = Choice(basis, order, torch.zeros(60))
     drawn = matched(choice, acts, 5, seed=0)
     assert drawn.basis.name == MATCHED
     assert len({*drawn.order.tolist()} | {40, 3, 41, 4, 5}) == 10, "each once, and none that is matched itself"
@@ -142,20 +147,71 @@ def test_matched_latents_are_as_active_as_those_that_they_stand_for():
     assert not torch.equal(drawn.order, matched(choice, acts, 5, seed=1).order)
 
 
-def test_the_test_against_neurons_is_adjusted_over_tasks_method_by_method():
+def test_random_latents_instead_of_the_first_k_are_drawn_for_every_k(runs: Runs):  # noqa: F811
+    generator = torch.Generator().manual_seed(0)
+    basis = Basis("it", lambda x: x.repeat_interleave(2, -1), torch.eye(8).repeat_interleave(2, 0) / 2)
+    x = torch.randn(200, 8, generator=generator)
+    choice = choose(basis, runs, runs.gradient([0.5]))
+    found = matched_curve(choice, runs, x, [1, 2, 8, 9], range(3))
+    assert found.ks == [1, 2, 8], "of 16 latents 9 cannot be replaced by as many others"
+    expected = [curve(matched(choice, x, 2, seed), runs, [2]).restored[0] for seed in range(3)]
+    np.testing.assert_allclose(found.restored[1], np.mean(expected, axis=0), atol=1e-6)
+    assert {*matched(choice, x, 8, 0).order.tolist()} == {*choice.order[8:].tolist()}
+    with pytest.raises(ValueError, match=r"`n` must be at most half of the latents \(=16\); not 9"):
+        matched(choice, x, 9, 0)
+
+
+def test_too_much_is_no_better_than_too_little_for_cmd():
+    found = areas([1, 2], np.array([[1.5, 1.5], [0.5, 0.5]]), 2)
+    # From 0 to the first node: 0 to 1.5 or .5; distances from 1 go from 1 to .5 both times, by trapezia.
+    np.testing.assert_allclose(found["cpr"], [(0.75 + 1.5) / 2, (0.25 + 0.5) / 2])
+    np.testing.assert_allclose(found["cmd"], [(0.75 + 0.5) / 2, (0.75 + 0.5) / 2])
+
+
+def test_methods_are_compared_task_by_task_and_adjusted_over_them():
     generator = np.random.default_rng(0)
     noise = [np.append(0.0, generator.normal(0, 1, 1999)) for _ in range(3)]
-    areas = {
-        task: {NEURONS: np.zeros(2000), "a": shift + own, "b": np.zeros(2000)}
+    zero = {"cpr": np.zeros(2000), "cmd": np.ones(2000)}
+    found = {
+        task: {NEURONS: zero, "level1": {"cpr": shift + own, "cmd": np.ones(2000)}, "level2": zero}
         for task, shift, own in zip("xyz", (5.0, 2.2, 0.0), noise, strict=True)
     }
-    found = against_neurons(areas)
-    assert {*found} == {"a", "b"}
-    assert found["a"]["x"]["p"] == pytest.approx(2 / 2000)
-    assert found["a"]["x"]["p_holm"] == pytest.approx(3 * 2 / 2000)
-    assert found["a"]["y"]["p_holm"] == pytest.approx(2 * found["a"]["y"]["p"])
-    assert found["a"]["y"]["p"] < 0.05 < found["a"]["z"]["p"]
-    assert found["b"]["x"]["p_holm"] == 1
+    result = compare(found)
+    assert {*result} == {"cpr", "cmd"}
+    assert {*result["cpr"]} == {NEURONS, "level1", "level2"}
+    own = result["cpr"][NEURONS]["level1"]
+    assert own["x"]["p"] == pytest.approx(2 / 2000)
+    assert own["x"]["p_holm"] == pytest.approx(3 * 2 / 2000)
+    assert own["y"]["p_holm"] == pytest.approx(2 * own["y"]["p"])
+    assert own["y"]["p"] < 0.05 < own["z"]["p"]
+    assert result["cpr"]["level1"][NEURONS]["x"]["value"] == -5
+    assert result["cpr"][NEURONS]["level2"]["x"]["p_holm"] == 1
+    assert result["cmd"][NEURONS]["level1"]["x"]["p_holm"] == 1
+
+
+def test_the_character_before_is_a_control_that_can_fail(runs: Runs):  # noqa: F811
+    found = character_before(runs, Bootstrap(runs.task, 0))
+    other = runs.task.clean.clone()
+    other[:, 1] = runs.task.corrupt[:, 2]
+    odds = runs.task.metric(runs.tracer.model(other)[:, -1])
+    expected = (runs.m_clean - odds).sum() / (runs.m_clean - runs.m_corrupt).sum()
+    assert found["value"] == pytest.approx(float(expected), abs=1e-3)
+    assert abs(found["value"]) > 0.01
+
+
+def test_children_are_chosen_on_discovery(tracer: Tracer, hsae: HierarchicalSAE):  # noqa: F811
+    pair = Pair(Runs.of(tracer, task(5)), Runs.of(tracer, task(9)))
+    bases = hsae_bases(hsae)
+    choice = choose(bases["level2"], pair.discovery, pair.discovery.gradient([0.5]))
+    (row,) = path_effects(pair, hsae, choice, 1, 3, Bootstrap(pair.test.task, 0))
+    heaviest = hsae.level2.W_dec[row["parent"]].topk(12).indices
+    by_way = paths(pair.discovery, hsae, pair.discovery.codes(bases["level2"]), row["parent"], heaviest).mean(1)
+    expected = heaviest[by_way.argsort(descending=True)[:3]]
+    assert [child["child"] for child in row["children"]] == expected.tolist()
+    on_test = paths(pair.test, hsae, pair.test.codes(bases["level2"]), row["parent"], expected)
+    total = (pair.test.m_clean - pair.test.m_corrupt).mean()
+    values = [child["value"] for child in row["children"]]
+    np.testing.assert_allclose(values, on_test.mean(1) / total, atol=1e-4)
 
 
 def test_a_task_is_traced_in_full_and_the_same_again(tracer: Tracer, hsae: HierarchicalSAE):  # noqa: F811
@@ -177,9 +233,15 @@ def test_a_task_is_traced_in_full_and_the_same_again(tracer: Tracer, hsae: Hiera
     assert np.shape(own["map"]) == (4, 3)
     assert own["map"][-1][0] == pytest.approx(1, abs=1e-3)
     assert {*found.areas} == {*own["methods"]}
+    assert {*own["agreement"]["level1"]} == {"attribution_patching", "integrated_gradients"}
+    last = task(9, changed=5)
+    at_the_end = trace(Pair(pair.discovery, Runs.of(tracer, last)), hsae, bases, x, CONFIG, seed=0).metrics
+    assert at_the_end["map"] is None
     assert trace(pair, hsae, bases, x, CONFIG, seed=0).metrics == own
     tasks = {"it": own, "another_one": own}
     titles = {"it", "another one"}
+    shown = causal_plots.tracing_map({"it": own, "local": at_the_end}).axes
+    assert {axes.get_title() for axes in shown} == {"it", ""}, "a panel, and its colour bar"
     for figure in (
         causal_plots.tracing_map(tasks), causal_plots.effects(tasks),
         causal_plots.shares(tasks), causal_plots.curves(tasks), causal_plots.paths(tasks),
@@ -191,7 +253,7 @@ def test_a_task_is_traced_in_full_and_the_same_again(tracer: Tracer, hsae: Hiera
 
 
 def test_without_a_task_there_is_nothing_to_test_and_the_figures_say_so():
-    assert against_neurons({}) == {}
+    assert compare({}) == {}
     assert causal_plots.curve_frame({}).empty
     for draw in (causal_plots.effects, causal_plots.tracing_map, causal_plots.curves, causal_plots.paths):
         assert "no task" in draw({}).texts[0].get_text()
@@ -211,6 +273,7 @@ def test_shares_of_nothing_but_level_2_are_all_in_h2(runs: Runs):  # noqa: F811
         ("pairs", 0, "above 0"),
         ("ks", [2, 1], "ascending"),
         ("ks", [], "ascending"),
+        ("ks", [2, 4], "ascending, from 1"),
         ("distance", 7, "at most prompt_chars"),
     ],
 )

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -54,3 +55,9 @@ def test_latent_settings_out_of_range_are_refused_by_name(key: str, value: int, 
     assert vars(LatentConfig(**LATENTS)) == LATENTS
     with pytest.raises(ValueError, match=f"^`{key}` must be {allowed}; not {value}.$"):
         LatentConfig(**{**LATENTS, key: value})
+
+
+def test_where_level_2_stands_for_families_nothing_is_revived_later():
+    config = LatentConfig(Activation.jumprelu, k1=1, k2=1, dead_tokens=500, init_level2=Start.data, init_tokens=9)
+    assert config.dead_tokens_later == 500
+    assert dataclasses.replace(config, init_level2=Start.families).dead_tokens_later == 0

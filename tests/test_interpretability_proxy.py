@@ -129,3 +129,19 @@ def test_latents_are_scored_on_other_text_beside_a_null():
 def test_settings_out_of_range_are_refused_by_name():
     with pytest.raises(ValueError, match="`longest` must be above 0"):
         dataclasses.replace(CONFIG, longest=0)
+
+
+def test_ngrams_that_no_number_can_hold_are_refused():
+    with pytest.raises(ValueError, match="`longest` must be at most 10 for an alphabet of 65 characters; not 11"):
+        ngram_codes(np.zeros(9, dtype=np.uint8), np.arange(9), 65, 11)
+
+
+def test_snippets_of_what_is_equally_active_come_from_everywhere():
+    acts = np.zeros(2000)
+    acts[20::20] = 1.0
+    fires = np.zeros(2000, dtype=bool)
+    fires[1000:] = acts[1000:] != 0  # a rule that knows the second half only
+    found = intruder_accuracy(acts, fires, 8, 400, np.random.default_rng(0))
+    # With the first tenth alone no rule would ever fire on a snippet: .2.
+    assert found is not None
+    assert found > 0.25

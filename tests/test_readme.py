@@ -106,16 +106,23 @@ def test_the_table_of_causal_tracing_marks_what_differs_from_neurons():
 
     cpr = {"neurons": 0.8, "level1": 0.9, "level2": 0.7, "flat jumprelu": 0.81, "PCA": 1.0}
     found = {
-        "methods": {name: {"cpr": value(x)} for name, x in cpr.items()},
-        "shares": {"h2": {"share": value(0.9)}, "e1": {"share": value(0.06)}, "e0": {"share": value(0.04)}},
+        "methods": {name: {"cpr": value(x), "cmd": value(1 - x)} for name, x in cpr.items()},
+        "shares": {
+            name: {"sufficient": value(x), "necessary": value(-x)} for name, x in {"e0": 0.1, "e1": 0.02}.items()
+        },
         "economy": {"share": value(0.5), "level1_latents": 40.2, "level2_latents": 10},
         "total_effect": value(5.25),
+        "character_before": value(0.061),
     }
     p_holm = {"level1": 0.01, "level2": 0.049, "flat jumprelu": 0.2, "PCA": 0.05}
+    against = {name: {"word_end": {"p_holm": p}} for name, p in p_holm.items()}
     result = {
         "tasks": {"word_end": found},
-        "pairs": {"word_end": {"discovery": {"kept": 100}, "test": {"kept": 56}}, "gone": {}},
-        "cpr_against_neurons": {name: {"word_end": {"p_holm": p}} for name, p in p_holm.items()},
+        "pairs": {"word_end": {"discovery": {"kept": 100}, "test": {"kept": 56, "asked": 70}}, "gone": {}},
+        "comparisons": {"cpr": {"neurons": against}, "cmd": {"neurons": {"level1": {"word_end": {"p_holm": 0.001}}}}},
     }
     row = readme.causal(result).splitlines()[2]
-    assert row == "| word end | 156 | 5.2 | 0.80 | 0.90* | 0.70* | 0.81 | 1.00 | 0.90 | 0.06 | 0.04 | 0.50 (10 of 40) |"
+    assert row == (
+        "| word end | 56 of 70 | 5.2 | 0.06 | 0.80 / 0.20 | 0.90* / 0.10* | 0.70* / 0.30 | 0.81 / 0.19 | 1.00 / 0.00"
+        " | 0.12 / -0.12 | 0.50 (10 of 40) |"
+    )

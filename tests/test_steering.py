@@ -67,16 +67,20 @@ def response(gain: float, damage: float) -> Response:
 
 def test_directions_are_ranked_among_random_ones_at_equal_damage():
     chance = [response(1.0, 1.0), response(2.0, 1.0), response(9.0, 1e-3)]  # the last never does so much damage
-    found = summarize({"level1": response(3.0, 2.0), "weak": response(9.0, 1e-3)}, chance, 0, CONFIG, seed=0)
-    assert found["random"]["gain_at_damage"] == [pytest.approx(0.1), pytest.approx(0.2), None]
-    assert found["random"]["mean"] == pytest.approx(0.15)
+    found = summarize({"level1": response(3.0, 2.0), "level2": response(4.0, 1.0)}, chance, 0, CONFIG, seed=0)
+    assert found["random"] == {"n": 2, "mean": pytest.approx(0.15)}
     own = found["level1"]
     assert own["gain_at_damage"] == pytest.approx(0.15)
-    assert own["surpasses"] == "1 of 2"
+    assert own["p"] == pytest.approx(2 / 3), "one of two random directions gains more"
+    assert found["level2"]["p"] == pytest.approx(1 / 3)
     assert own["interval"] == pytest.approx([0.15, 0.15])  # gain and damage go together in every context
     assert own["gain"] == pytest.approx([0.3, 1.5, 6.0])
     assert own["damage"] == pytest.approx([0.2, 1.0, 4.0])
-    assert [found["weak"][key] for key in ("gain_at_damage", "interval", "surpasses")] == [None] * 3
+    assert found["difference"]["value"] == pytest.approx(0.25)
+    assert found["difference"]["interval"] == pytest.approx([0.25, 0.25])
+    weak = summarize({"level1": response(9.0, 1e-3), "level2": response(1.0, 1.0)}, chance, 0, CONFIG, seed=0)
+    assert [weak["level1"][key] for key in ("gain_at_damage", "interval", "p")] == [None] * 3
+    assert [weak["difference"][key] for key in ("value", "interval")] == [None] * 2
 
 
 def test_the_figure_has_a_panel_per_task_and_a_line_per_direction():
@@ -91,7 +95,12 @@ def test_the_figure_has_a_panel_per_task_and_a_line_per_direction():
 
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
-    [("contexts", 0, "above 0"), ("doses", [-1.0, 1.0], "ascending, above 0"), ("damage", 0.0, "above 0")],
+    [
+        ("contexts", 0, "above 0"),
+        ("doses", [-1.0, 1.0], "ascending, above 0"),
+        ("doses", [], "ascending, above 0"),
+        ("damage", 0.0, "above 0"),
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(key: str, value: object, allowed: str):
     with pytest.raises(ValueError, match=f"`{key}` must be {allowed}"):

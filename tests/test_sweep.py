@@ -371,6 +371,8 @@ def test_a_comparison_has_one_condition():
 def test_a_reference_that_no_model_or_method_is_called_is_refused():
     with pytest.raises(ValueError, match="`reference` must be one of the models HSAE, topk; not 'tpk'"):
         comparison_sweep(reference="tpk")
+    with pytest.raises(ValueError, match="one of the models HSAE, topk; not 'topk level 2'"):
+        comparison_sweep(reference="topk level 2", models={**comparison_sweep().models, "topk level 2": "x"})
     committed = load("recovery")
     assert isinstance(committed, GroundTruth)
     with pytest.raises(ValueError, match=r"`reference` must be one of hsae, level1_alone, relu, .*; not 'HSAE'"):
