@@ -12,7 +12,18 @@ from torch import Tensor
 
 from hsae import causal
 from hsae.causal import Basis, Runs
-from hsae.causal_nodes import DIFFERENCE, LEVEL1, LEVEL2, MATCHED, NEURONS, Choice, choose, difference_of_means, matched
+from hsae.causal_nodes import (
+    DIFFERENCE,
+    LEVEL1,
+    LEVEL2,
+    MATCHED,
+    NEURONS,
+    Choice,
+    choose,
+    difference_of_means,
+    liveliness,
+    matched,
+)
 from hsae.causal_tasks import Task
 from hsae.config import check, check_positive
 from hsae.hierarchical import HierarchicalSAE
@@ -70,11 +81,15 @@ class Curve:
 
 def curve(choice: Choice, runs: Runs, ks: list[int]) -> Curve:
     """Measure the first k nodes of a choice, for every k that the basis has."""
-    codes, basis = runs.codes(choice.basis), choice.basis
-    kept = [k for k in ks if k <= len(basis)]
-    parts = [causal.part(codes, basis, choice.order[:k]) for k in kept]
+    kept = [k for k in ks if k <= len(choice.basis)]
+    return Curve(kept, *_measure(choice.basis, runs, [choice.order[:k] for k in kept]))
+
+
+def _measure(basis: Basis, runs: Runs, sets: list[Tensor]) -> tuple[ndarray, ndarray]:
+    codes = runs.codes(basis)
+    parts = [causal.part(codes, basis, nodes) for nodes in sets]
     restored, knocked = ([change(part).cpu().numpy() for part in parts] for change in (runs.restore, runs.knock_out))
-    return Curve(kept, np.stack(restored).astype(float), np.stack(knocked).astype(float))
+    return np.stack(restored).astype(float), np.stack(knocked).astype(float)
 
 
 class Bootstrap:
@@ -131,12 +146,9 @@ def matched_curve(choice: Choice, runs: Runs, x: Float[Tensor, "token d_in"], ks
 
     For as many nodes as leave as many others.
     """
-    kept = [k for k in ks if 2 * k <= len(choice.basis)]
-    drawn = [[curve(matched(choice, x, k, seed), runs, [k]) for seed in seeds] for k in kept]
-    restored, knocked = (
-        np.concatenate([np.mean([getattr(one, name) for one in of_k], axis=0) for of_k in drawn])
-        for name in ("restored", "knocked")
-    )
+    kept, lively = [k for k in ks if 2 * k <= len(choice.basis)], liveliness(choice.basis, x)
+    sets = [matched(choice.order, lively, k, seed) for k in kept for seed in seeds]
+    restored, knocked = (odds.reshape(len(kept), len(seeds), -1).mean(1) for odds in _measure(choice.basis, runs, sets))
     return Curve(kept, restored, knocked)
 
 
@@ -167,18 +179,18 @@ def economy(runs: Runs, choice2: Choice, bases: dict[str, Basis], bootstrap: Boo
 
 
 def agreement(basis: Basis, runs: Runs, integrated: Float[Tensor, "pair pos d_in"], n: int) -> dict[str, Any]:
-    """Whether attribution ranks its `n` largest nodes as patching one by one does: Spearman's correlation.
+    """Whether attribution ranks nodes as patching one by one does: Spearman's correlation over `n` nodes.
 
-    Of attribution patching, which predicts what one node restores, and of the `integrated` gradients.
+    Of attribution patching, which predicts what one node restores and whose largest nodes these are, and of the
+    `integrated` gradients.
     """
-    codes, found = runs.codes(basis), {}
-    for name, gradient in (("attribution_patching", runs.gradient([0.0])), ("integrated_gradients", integrated)):
-        attributed = causal.attribution(codes, basis, gradient).mean(0)
-        nodes = attributed.abs().argsort(descending=True, stable=True)[:n]
-        effects = causal.exact(runs, codes, basis, nodes).mean(1)
-        rank: Any = spearmanr(effects.cpu().numpy(), attributed[nodes].cpu().numpy())
-        found[name] = float(rank.statistic) if np.isfinite(rank.statistic) else None
-    return found
+    codes = runs.codes(basis)
+    gradients = {"attribution_patching": runs.gradient([0.0]), "integrated_gradients": integrated}
+    scores = {name: causal.attribution(codes, basis, gradient).mean(0) for name, gradient in gradients.items()}
+    nodes = scores["attribution_patching"].abs().argsort(descending=True, stable=True)[:n]
+    effects = causal.exact(runs, codes, basis, nodes).mean(1).cpu().numpy()
+    ranks: dict[str, Any] = {name: spearmanr(effects, own[nodes].cpu().numpy()) for name, own in scores.items()}
+    return {name: float(r.statistic) if np.isfinite(r.statistic) else None for name, r in ranks.items()}
 
 
 @torch.no_grad()

@@ -38,27 +38,31 @@ def choose(basis: Basis, runs: Runs, gradient: Float[Tensor, "pair pos d_in"]) -
     return Choice(basis, scores.argsort(descending=True, stable=True), codes.sum(1).mean(0))
 
 
-def matched(choice: Choice, x: Float[Tensor, "token d_in"], n: int, seed: int) -> Choice:
+def liveliness(basis: Basis, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "node 2"]:
+    """Log frequency and log mean activation of every latent on `x`: what matched ones have in common."""
+    acts = basis.encode(x)
+    frequency, mean = (acts != 0).double().mean(0), acts.double().mean(0)
+    return torch.stack([frequency.clamp(min=1e-6).log(), mean.clamp(min=1e-6).log()], 1).cpu()
+
+
+def matched(order: Int[Tensor, " node"], lively: Float[Tensor, "node 2"], n: int, seed: int) -> Int[Tensor, " chosen"]:
     """Random latents instead of the first `n`: each is like one of them in how often and how strongly it is active.
 
-    Drawn, without replacement, among the ten nearest by log frequency and log mean activation on `x` that are not
-    among the first n themselves. Raises ValueError if `n` is more than half of the latents.
+    Drawn, without replacement, among the ten nearest by `liveliness` that are not among the first n themselves. Raises
+    ValueError if `n` is more than half of the latents.
     """
-    check("n", n, f"at most half of the latents (={len(choice.basis)})", 2 * n <= len(choice.basis))
-    acts, order = choice.basis.encode(x), choice.order.cpu()
-    frequency, mean = (acts != 0).double().mean(0), acts.double().mean(0)
-    place = torch.stack([frequency.clamp(min=1e-6).log(), mean.clamp(min=1e-6).log()], 1).cpu()
-    free = torch.ones(len(place), dtype=torch.bool)
-    free[order[:n]] = False
+    check("n", n, f"at most half of the latents (={len(lively)})", 2 * n <= len(lively))
+    first = order[:n].cpu()
+    free = torch.ones(len(lively), dtype=torch.bool)
+    free[first] = False
     generator = torch.Generator().manual_seed(seed)
     drawn = []
-    for node in order[:n].tolist():
-        distances = (place - place[node]).norm(dim=1).masked_fill(~free, torch.inf)
+    for node in first.tolist():
+        distances = (lively - lively[node]).norm(dim=1).masked_fill(~free, torch.inf)
         nearest = distances.topk(min(NEAREST, int(free.sum())), largest=False).indices
         drawn.append(int(nearest[torch.randint(len(nearest), (1,), generator=generator)]))
         free[drawn[-1]] = False
-    chosen = torch.tensor(drawn, device=choice.order.device)
-    return Choice(Basis(MATCHED, choice.basis.encode, choice.basis.directions), chosen, choice.difference)
+    return order.new_tensor(drawn)
 
 
 def linear_basis(name: str, directions: Float[Tensor, "node d_in"]) -> Basis:

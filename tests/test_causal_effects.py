@@ -30,6 +30,7 @@ from hsae.causal_nodes import (
     choose,
     difference_of_means,
     linear_basis,
+    liveliness,
     matched,
     rival_bases,
 )
@@ -136,15 +137,14 @@ def test_matched_latents_are_as_active_as_those_that_they_stand_for():
     generator = torch.Generator().manual_seed(0)
     rates = torch.cat([torch.full((30,), 0.02), torch.full((30,), 0.5)])
     acts = (torch.rand(4000, 60, generator=generator) < rates) * (1 + torch.rand(4000, 60, generator=generator))
-    basis = Basis("it", lambda x: x, torch.eye(60))
+    lively = liveliness(Basis("it", lambda x: x, torch.eye(60)), acts)
+    torch.testing.assert_close(lively[:, 0].exp(), (acts != 0).double().mean(0))
     order = torch.tensor([40, 3, 41, 4, 5, *range(6, 40), *range(42, 60), 0, 1, 2])
-    choice = Choice(basis, order, torch.zeros(60))
-    drawn = matched(choice, acts, 5, seed=0)
-    assert drawn.basis.name == MATCHED
-    assert len({*drawn.order.tolist()} | {40, 3, 41, 4, 5}) == 10, "each once, and none that is matched itself"
-    assert (rates[drawn.order] == rates[torch.tensor([40, 3, 41, 4, 5])]).all()
-    assert torch.equal(drawn.order, matched(choice, acts, 5, seed=0).order)
-    assert not torch.equal(drawn.order, matched(choice, acts, 5, seed=1).order)
+    drawn = matched(order, lively, 5, seed=0)
+    assert len({*drawn.tolist()} | {40, 3, 41, 4, 5}) == 10, "each once, and none that is matched itself"
+    assert (rates[drawn] == rates[order[:5]]).all()
+    assert torch.equal(drawn, matched(order, lively, 5, seed=0))
+    assert not torch.equal(drawn, matched(order, lively, 5, seed=1))
 
 
 def test_random_latents_instead_of_the_first_k_are_drawn_for_every_k(runs: Runs):  # noqa: F811
@@ -154,11 +154,13 @@ def test_random_latents_instead_of_the_first_k_are_drawn_for_every_k(runs: Runs)
     choice = choose(basis, runs, runs.gradient([0.5]))
     found = matched_curve(choice, runs, x, [1, 2, 8, 9], range(3))
     assert found.ks == [1, 2, 8], "of 16 latents 9 cannot be replaced by as many others"
-    expected = [curve(matched(choice, x, 2, seed), runs, [2]).restored[0] for seed in range(3)]
+    lively = liveliness(basis, x)
+    drawn = [Choice(basis, matched(choice.order, lively, 2, seed), choice.difference) for seed in range(3)]
+    expected = [curve(own, runs, [2]).restored[0] for own in drawn]
     np.testing.assert_allclose(found.restored[1], np.mean(expected, axis=0), atol=1e-6)
-    assert {*matched(choice, x, 8, 0).order.tolist()} == {*choice.order[8:].tolist()}
+    assert {*matched(choice.order, lively, 8, 0).tolist()} == {*choice.order[8:].tolist()}
     with pytest.raises(ValueError, match=r"`n` must be at most half of the latents \(=16\); not 9"):
-        matched(choice, x, 9, 0)
+        matched(choice.order, lively, 9, 0)
 
 
 def test_too_much_is_no_better_than_too_little_for_cmd():
