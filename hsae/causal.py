@@ -31,7 +31,6 @@ Encode = Callable[[Float[Tensor, "*batch d_in"]], Float[Tensor, "*batch node"]]
 class Basis:
     """A way to take the stream apart: codes of normalised activations, and the direction that each node adds."""
 
-    name: str
     encode: Encode
     directions: Float[Tensor, "node d_in"]
 
@@ -189,17 +188,17 @@ def exact(
     return torch.cat(effects)
 
 
-def dictionary_basis(name: str, encode: Callable[[Tensor], Tensor], directions: Float[Tensor, "node d_in"]) -> Basis:
+def dictionary_basis(encode: Callable[[Tensor], Tensor], directions: Float[Tensor, "node d_in"]) -> Basis:
     """The latents of a dictionary, whose encoder takes a matrix."""
-    return Basis(name, lambda x: _by_rows(encode, x), directions.detach())
+    return Basis(lambda x: _by_rows(encode, x), directions.detach())
 
 
 def hsae_bases(model: HierarchicalSAE) -> dict[str, Basis]:
     """Both levels of an HSAE; a level-2 latent's direction is that of the level-1 latents that it stands for."""
     level1, level2 = model.level1, model.level2
     return {
-        "level1": dictionary_basis("level1", level1.encode, level1.W_dec),
-        "level2": dictionary_basis("level2", lambda x: level2.encode(level1.encode(x)), level2.W_dec @ level1.W_dec),
+        "level1": dictionary_basis(level1.encode, level1.W_dec),
+        "level2": dictionary_basis(lambda x: level2.encode(level1.encode(x)), level2.W_dec @ level1.W_dec),
     }
 
 
@@ -221,7 +220,7 @@ def paths(
     `codes` are those of level 2. Only the share of h2_j in h1_i is restored, W2[j, i] times its difference.
     """
     weights, directions = model.level2.W_dec.detach()[parent, children], model.level1.W_dec.detach()[children]
-    basis = Basis("paths", lambda x: x, weights[:, None] * directions)
+    basis = Basis(lambda x: x, weights[:, None] * directions)
     alone = codes[..., [parent]].expand(*codes.shape[:-1], len(children))
     return exact(runs, alone, basis, torch.arange(len(children)))
 

@@ -88,8 +88,8 @@ def curve(choice: Choice, runs: Runs, ks: list[int]) -> Curve:
 def _measure(basis: Basis, runs: Runs, sets: list[Tensor]) -> tuple[ndarray, ndarray]:
     codes = runs.codes(basis)
     parts = [causal.part(codes, basis, nodes) for nodes in sets]
-    restored, knocked = ([change(part).cpu().numpy() for part in parts] for change in (runs.restore, runs.knock_out))
-    return np.stack(restored).astype(float), np.stack(knocked).astype(float)
+    restored = np.stack([_array(runs.restore(part)) for part in parts])
+    return restored, np.stack([_array(runs.knock_out(part)) for part in parts])
 
 
 class Bootstrap:
@@ -108,6 +108,15 @@ class Bootstrap:
         shares = np.moveaxis(np.asarray(effects) @ self.weights.T, -1, 0)
         whole = self.weights @ total
         return shares / whole.reshape(-1, *[1] * (shares.ndim - 1))
+
+    def share(self, effect: Float[Tensor, " pair"], runs: Runs) -> Float[ndarray, " draw"]:
+        """Mean of an effect on log odds / mean effect of the replaced character."""
+        return self.ratio(_array(effect), _array(runs.m_clean - runs.m_corrupt))
+
+    def shares(self, part: Float[Tensor, "pair pos d_in"], runs: Runs) -> tuple[ndarray, ndarray]:
+        """What a part of the difference suffices for, and what it is needed for."""
+        sufficient, necessary = runs.restore(part) - runs.m_corrupt, runs.m_clean - runs.knock_out(part)
+        return self.share(sufficient, runs), self.share(necessary, runs)
 
 
 def interval(values: Float[ndarray, " draw"]) -> dict[str, Any]:
@@ -131,7 +140,7 @@ def area(ks: list[int], f: Float[ndarray, "draw k"], last: int) -> Float[ndarray
 
 def faithfulness(found: Curve, runs: Runs, bootstrap: Bootstrap) -> tuple[ndarray, ndarray]:
     """(m(C) - m(0)) / (m(M) - m(0)), C the restored nodes; and (m(M) - m(M without C)) / (m(M) - m(0)); draw x k."""
-    clean, corrupt = (m.cpu().numpy().astype(float) for m in (runs.m_clean, runs.m_corrupt))
+    clean, corrupt = _array(runs.m_clean), _array(runs.m_corrupt)
     total = clean - corrupt
     return bootstrap.ratio(found.restored - corrupt, total), bootstrap.ratio(clean - found.knocked, total)
 
@@ -152,13 +161,13 @@ def matched_curve(choice: Choice, runs: Runs, x: Float[Tensor, "token d_in"], ks
     return Curve(kept, restored, knocked)
 
 
-def shares(runs: Runs, bases: dict[str, Basis], bootstrap: Bootstrap) -> dict[str, Any]:
-    """How much of the effect is in level-2 latents and in both errors: sufficient, necessary, and their mean."""
-    total = (runs.m_clean - runs.m_corrupt).cpu().numpy().astype(float)
+def shares(
+    runs: Runs, parts: dict[str, Float[Tensor, "pair pos d_in"]], bootstrap: Bootstrap
+) -> dict[str, dict[str, Any]]:
+    """How much of the effect is in each of `causal.groups`: sufficient, necessary, and their mean."""
     found = {}
-    for name, part in causal.groups(runs, bases).items():
-        sufficient = bootstrap.ratio((runs.restore(part) - runs.m_corrupt).cpu().numpy().astype(float), total)
-        necessary = bootstrap.ratio((runs.m_clean - runs.knock_out(part)).cpu().numpy().astype(float), total)
+    for name, part in parts.items():
+        sufficient, necessary = bootstrap.shares(part, runs)
         found[name] = {
             "sufficient": interval(sufficient),
             "necessary": interval(necessary),
@@ -167,14 +176,17 @@ def shares(runs: Runs, bases: dict[str, Basis], bootstrap: Bootstrap) -> dict[st
     return found
 
 
-def economy(runs: Runs, choice2: Choice, bases: dict[str, Basis], bootstrap: Bootstrap) -> dict[str, Any]:
-    """Level 2's effect as a share of level 1's, with a quarter as many latents as differ at level 1 in a pair."""
-    differ = (runs.codes(bases[LEVEL1]) != 0).any(1).sum(1).double().mean().item()
+def economy(
+    runs: Runs, choice2: Choice, level1: Basis, h1: Float[Tensor, "pair pos d_in"], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Level 2's effect as a share of level 1's, with a quarter as many latents as differ at level 1 in a pair.
+
+    `h1` is all that differs at level 1.
+    """
+    differ = (runs.codes(level1) != 0).any(1).sum(1).double().mean().item()
     k = max(int(differ / 4), 1)
     few = causal.part(runs.codes(choice2.basis), choice2.basis, choice2.order[:k])
-    all_of_1 = runs.restore(causal.groups(runs, bases)["h1"])
-    effects = (runs.restore(few) - runs.m_corrupt, all_of_1 - runs.m_corrupt)
-    of_2, of_1 = (effect.cpu().numpy().astype(float) for effect in effects)
+    of_2, of_1 = (_array(runs.restore(part) - runs.m_corrupt) for part in (few, h1))
     return {"level1_latents": differ, "level2_latents": k, "share": interval(bootstrap.ratio(of_2, of_1))}
 
 
@@ -202,21 +214,15 @@ def character_before(runs: Runs, bootstrap: Bootstrap) -> dict[str, Any]:
     task, rows = runs.task, torch.arange(len(runs))
     other = task.clean.clone()
     other[rows, (task.changed - 1).clamp(min=0)] = task.corrupt[rows, task.changed]
-    odds = task.metric(runs.tracer.answer(other))
-    effect, total = ((runs.m_clean - m).cpu().numpy().astype(float) for m in (odds, runs.m_corrupt))
-    return interval(bootstrap.ratio(effect, total))
+    return interval(bootstrap.share(runs.m_clean - task.metric(runs.tracer.answer(other)), runs))
 
 
 def latents(choice: Choice, runs: Runs, n: int, bootstrap: Bootstrap) -> list[dict[str, Any]]:
     """The first `n` nodes, one by one: what each suffices for and is needed for, as a share of the total effect."""
-    total = (runs.m_clean - runs.m_corrupt).cpu().numpy().astype(float)
     codes, rows = runs.codes(choice.basis), []
     for node in choice.order[:n]:
-        own = causal.part(codes, choice.basis, node[None])
-        sufficient = (runs.restore(own) - runs.m_corrupt).cpu().numpy().astype(float)
-        necessary = (runs.m_clean - runs.knock_out(own)).cpu().numpy().astype(float)
-        values = {"sufficient": interval(bootstrap.ratio(sufficient, total))}
-        rows.append({"latent": int(node), **values, "necessary": interval(bootstrap.ratio(necessary, total))})
+        sufficient, necessary = bootstrap.shares(causal.part(codes, choice.basis, node[None]), runs)
+        rows.append({"latent": int(node), "sufficient": interval(sufficient), "necessary": interval(necessary)})
     return rows
 
 
@@ -228,20 +234,19 @@ def path_effects(
     Children are chosen on discovery, among those of largest weight.
     """
     test, rows = pair.test, []
-    total = (test.m_clean - test.m_corrupt).cpu().numpy().astype(float)
     of_discovery, codes = (runs.codes(choice.basis) for runs in (pair.discovery, test))
     for parent in choice.order[:n_parents].tolist():
         heaviest = model.level2.W_dec[parent].topk(min(4 * n_children, model.level1.d_sae)).indices
         by_way = causal.paths(pair.discovery, model, of_discovery, parent, heaviest).mean(1)
         children = heaviest[by_way.argsort(descending=True, stable=True)[:n_children]]
-        effects = causal.paths(test, model, codes, parent, children).cpu().numpy().astype(float)
+        effects = causal.paths(test, model, codes, parent, children)
         whole = test.restore(causal.part(codes, choice.basis, choice.order.new_tensor([parent]))) - test.m_corrupt
         found = zip(children.tolist(), effects, strict=True)
         rows.append(
             {
                 "parent": parent,
-                "effect": interval(bootstrap.ratio(whole.cpu().numpy().astype(float), total)),
-                "children": [{"child": child, **interval(bootstrap.ratio(effect, total))} for child, effect in found],
+                "effect": interval(bootstrap.share(whole, test)),
+                "children": [{"child": child, **interval(bootstrap.share(effect, test))} for child, effect in found],
             }
         )
     return rows
@@ -306,16 +311,15 @@ def trace(
                 for i, k in enumerate(of_method.ks)
             },
         }
-    total = (test.m_clean - test.m_corrupt).cpu().numpy().astype(float)
-    restored = None
+    total, parts, restored = _array(test.m_clean - test.m_corrupt), causal.groups(test, bases), None
     if (test.task.changed < test.task.clean.shape[1] - 1).any():
         restored = causal.restoration_map(test, config.distance).double().mean(2).cpu().numpy() / total.mean()
     levels = (LEVEL1, LEVEL2)
     metrics = {
         "total_effect": interval(bootstrap.weights @ total / bootstrap.weights.sum(1)),
         "character_before": character_before(test, bootstrap),
-        "shares": shares(test, bases, bootstrap),
-        "economy": economy(test, choices[LEVEL2], bases, bootstrap),
+        "shares": shares(test, parts, bootstrap),
+        "economy": economy(test, choices[LEVEL2], bases[LEVEL1], parts["h1"], bootstrap),
         "map": None if restored is None else restored.tolist(),
         "agreement": {name: agreement(bases[name], discovery, gradient, config.exact) for name in levels},
         "methods": methods,
@@ -324,3 +328,7 @@ def trace(
         "paths": path_effects(pair, model, choices[LEVEL2], config.parents, config.children, bootstrap),
     }
     return Traced(metrics, found)
+
+
+def _array(values: Tensor) -> ndarray:
+    return values.cpu().numpy().astype(float)

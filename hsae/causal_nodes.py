@@ -65,9 +65,9 @@ def matched(order: Int[Tensor, " node"], lively: Float[Tensor, "node 2"], n: int
     return order.new_tensor(drawn)
 
 
-def linear_basis(name: str, directions: Float[Tensor, "node d_in"]) -> Basis:
+def linear_basis(directions: Float[Tensor, "node d_in"]) -> Basis:
     """Orthonormal directions as nodes: codes are coordinates along them, and nothing is left over if they span all."""
-    return Basis(name, lambda x: x @ directions.T, directions)
+    return Basis(lambda x: x @ directions.T, directions)
 
 
 def rival_bases(x: Float[Tensor, "token d_in"], seed: int) -> dict[str, Basis]:
@@ -80,10 +80,10 @@ def rival_bases(x: Float[Tensor, "token d_in"], seed: int) -> dict[str, Basis]:
     generator = torch.Generator().manual_seed(seed)
     random = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], generator=generator))[0].to(x)
     directions = {NEURONS: torch.eye(x.shape[1], device=x.device), "PCA": components, RANDOM: random}
-    return {name: linear_basis(name, rows) for name, rows in directions.items()}
+    return {name: linear_basis(rows) for name, rows in directions.items()}
 
 
 def difference_of_means(runs: Runs) -> Basis:
     """One direction: the mean difference at the last position."""
     mean = runs.difference()[:, -1].mean(0)
-    return linear_basis(DIFFERENCE, (mean / mean.norm())[None])
+    return linear_basis((mean / mean.norm())[None])

@@ -36,19 +36,16 @@ def _unless_empty(draw: Callable[[Content], Figure]) -> Callable[[Content], Figu
 def tracing_map(tasks: dict[str, Any]) -> Figure:
     """A heat map per task that has one: what the clean stream restores at each layer and position, of the effect."""
     tasks = {task: own for task, own in tasks.items() if own["map"] is not None}
-    n_columns = max(min(len(tasks), 3), 1)
-    n_rows = max(-(-len(tasks) // n_columns), 1)
-    figure = Figure(figsize=(4.2 * n_columns, 0.8 + 2.3 * n_rows), layout="constrained")
-    panels = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
-    for axes, (task, own) in zip(panels, tasks.items(), strict=False):
-        effect = np.array(own["map"])
+    figure, panels = plots.panel_grid(list(tasks), 2.3, 3.6)
+    for task, axes in panels.items():
+        effect = np.array(tasks[task]["map"])
         rows = ["embeddings", *(f"block {i}" for i in range(len(effect) - 1))]
         columns = [f"-{back}" if back else "last" for back in range(effect.shape[1])]
         frame = pd.DataFrame(effect[::-1, ::-1], rows[::-1], columns[::-1])
-        sns.heatmap(frame, vmin=0, vmax=1, cmap="viridis", cbar=axes is panels[n_columns - 1], ax=axes, xticklabels=2)
+        sns.heatmap(frame, vmin=0, vmax=1, cmap="viridis", cbar=False, ax=axes, xticklabels=2)
         axes.set_title(task.replace("_", " "))
-    for axes in panels[len(tasks) :]:
-        axes.remove()
+    if panels:
+        figure.colorbar(next(iter(panels.values())).collections[0], ax=list(panels.values()), shrink=0.8)
     figure.supxlabel("position, counted from the last", fontsize="medium")
     return figure
 
@@ -123,16 +120,11 @@ def paths(tasks: dict[str, Any]) -> Figure:
 
     Beside a parent stands its own effect, beside a child that of each path through it.
     """
-    n_columns = min(len(tasks), 2)
-    n_rows = -(-len(tasks) // n_columns)
     tallest = max(sum(len(row["children"]) for row in own["paths"]) for own in tasks.values())
-    figure = Figure(figsize=(6.4 * n_columns, n_rows * (0.7 + 0.26 * tallest)), layout="constrained")
-    panels = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
-    for axes, (task, own) in zip(panels, tasks.items(), strict=False):
-        _path_panel(axes, own["paths"])
+    figure, panels = plots.panel_grid(list(tasks), 0.4 + 0.26 * tallest, 5.2, 2, sharey=False)
+    for task, axes in panels.items():
+        _path_panel(axes, tasks[task]["paths"])
         axes.set_title(task.replace("_", " "))
-    for axes in panels[len(tasks) :]:
-        axes.remove()
     return figure
 
 

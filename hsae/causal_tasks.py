@@ -48,7 +48,6 @@ class Rule:
 class Task:
     """Pairs of a task: prompts as a model reads them."""
 
-    name: str
     targets: Bool[Tensor, " vocab"]
     foils: Bool[Tensor, " vocab"]
     clean: Int[Tensor, "pair pos"]
@@ -74,7 +73,7 @@ class Task:
         """The first `most` pairs of those that are kept."""
         index = kept.nonzero()[:most, 0]
         rows = {name: getattr(self, name)[index] for name in ("clean", "corrupt", "changed", "ends")}
-        return Task(self.name, self.targets, self.foils, **rows)
+        return Task(self.targets, self.foils, **rows)
 
     def records(self, alphabet: str) -> list[dict[str, Any]]:
         """The pairs as JSON holds them: offset of the prompt's first character, its text, what is replaced by what."""
@@ -128,19 +127,17 @@ def rules(tokens: Integer[ndarray, " corpus"], alphabet: str, train_end: int) ->
     return [rule for rule in found if rule is not None and len(rule.candidates.ends)]
 
 
-def draw(
-    rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: tuple[int, int], width: int, n: int, seed: int
-) -> Task:
-    """Up to `n` pairs of a rule, prompts of `width` characters that lie within the `bounds` of a split."""
+def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: tuple[int, int], width: int, seed: int) -> Task:
+    """All pairs of a rule in random order, prompts of `width` characters that lie within the `bounds` of a split."""
     ends, changed, replacements = rule.candidates
     inside = (ends - width + 1 >= bounds[0]) & (ends < bounds[1]) & (changed > ends - width)
-    chosen = np.random.default_rng(seed).permutation(np.flatnonzero(inside))[:n]
+    chosen = np.random.default_rng(seed).permutation(np.flatnonzero(inside))
     clean = tokens.astype(int)[ends[chosen, None] + np.arange(1 - width, 1)]
     position = changed[chosen] - ends[chosen] + width - 1
     corrupt = clean.copy()
     corrupt[np.arange(len(chosen)), position] = replacements[chosen]
     masks = torch.tensor(rule.targets), torch.tensor(rule.foils)
-    return Task(rule.name, *masks, *map(torch.tensor, (clean, corrupt, position, ends[chosen])))
+    return Task(*masks, *map(torch.tensor, (clean, corrupt, position, ends[chosen])))
 
 
 def keep(
@@ -153,7 +150,7 @@ def keep(
     last_logits: Callable[[Int[Tensor, "pair pos"]], Float[Tensor, "pair vocab"]],
 ) -> tuple[Task, Kept]:
     """Up to `most` pairs on which the model is right: log odds above 0 after the prompt, below 0 after the other."""
-    found = draw(rule, tokens, bounds, width, len(tokens), seed)
+    found = draw(rule, tokens, bounds, width, seed)
     clean, corrupt = torch.zeros(0), torch.zeros(0)
     while len(clean) < len(found) and ((clean > 0) & (corrupt < 0)).sum() < most:
         rows = slice(len(clean), len(clean) + most)
@@ -170,6 +167,16 @@ def keep(
         surplus=int(right.sum()) - len(kept),
         kept=len(kept),
     )
+
+
+def records(tasks: dict[str, dict[str, Task]], alphabet: str) -> dict[str, Any]:
+    """task -> targets (the characters that should follow) and, split by split, the pairs, as JSON holds them."""
+    found: dict[str, Any] = {}
+    for name, splits in tasks.items():
+        targets = next(iter(splits.values())).targets.tolist()
+        characters = "".join(c for c, own in zip(alphabet, targets, strict=True) if own)
+        found[name] = {"targets": characters, **{split: task.records(alphabet) for split, task in splits.items()}}
+    return found
 
 
 def report(kept: dict[str, dict[str, Kept]]) -> dict[str, Any]:

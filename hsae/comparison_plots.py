@@ -22,10 +22,9 @@ def comparison_table(summary: dict[str, dict[str, Any]], labels: dict[str, str],
     <label>". A cell is blue where a method is better than the `reference` of its level and orange where it is worse,
     in both cases p_holm < .05; metrics that are neither good nor bad stay white.
     """
-    columns = {
-        key.partition(".")[2]: label.partition(": ")[2] for key, label in labels.items() if key.startswith("lev")
-    }
-    levels = sorted({key.partition(".")[0] for key in labels if key.startswith("level")})
+    of_levels = {key: label for key, label in labels.items() if key.startswith("level")}
+    columns = {key.partition(".")[2]: label.partition(": ")[2] for key, label in of_levels.items()}
+    levels = sorted({key.partition(".")[0] for key in of_levels})
     rows = [
         (f"level {level[-1]}: {method}", [entries.get(f"{level}.{metric}") for metric in columns])
         for level in levels

@@ -36,8 +36,8 @@ def read(commit: str) -> Run:
     return Run(groups.pop("contexts"), groups)
 
 
-def intervals(runs: list[Run], rivals: dict[str, str], seed: int, confidence: float = 0.95) -> pd.DataFrame:
-    """Percentile intervals of the means over `runs` (one per seed of the models), as contexts are drawn.
+def intervals(runs: list[Run], rivals: dict[str, str], seed: int) -> pd.DataFrame:
+    """95% percentile intervals of the means over `runs` (one per seed of the models), as contexts are drawn.
 
     `rivals`: method -> the method that it is compared with. Columns: method, metric (l0, fvu, ce_recovered_mean), low
     and high of the mean, difference_low and difference_high of method - rival. `seed` is that of the draws. Raises
@@ -48,12 +48,11 @@ def intervals(runs: list[Run], rivals: dict[str, str], seed: int, confidence: fl
         raise ValueError("the runs were evaluated on different numbers of contexts, and cannot be compared over them.")
     weights = cluster_weights(n_contexts, seed)
     found = {method: _means(runs, method, weights) for method in {*rivals, *rivals.values()}}
-    tail = 100 * (1 - confidence) / 2
     rows = []
     for method, rival in rivals.items():
         for metric, values in found[method].items():
-            low, high = np.percentile(values, [tail, 100 - tail])
-            least, most = np.percentile(values - found[rival][metric], [tail, 100 - tail])
+            low, high = np.percentile(values, [2.5, 97.5])
+            least, most = np.percentile(values - found[rival][metric], [2.5, 97.5])
             rows.append((method, metric, low, high, least, most))
     return pd.DataFrame(rows, columns=["method", "metric", "low", "high", "difference_low", "difference_high"])
 

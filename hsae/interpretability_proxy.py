@@ -16,6 +16,7 @@ from numpy import ndarray
 from scipy.sparse import csc_array, csr_array
 
 from hsae.config import check, check_positive
+from hsae.sparse_probing import f1
 from hsae.statistics import bootstrap_interval
 
 SNIPPETS = 5
@@ -110,16 +111,10 @@ def fit_rules(part: Part, most: int) -> list[Rule]:
             column = slice(both.indptr[latent], both.indptr[latent + 1])
             rows, hits = both.indices[column], both.data[column]
             usable = known[rows] >= 0
-            f1, chosen = _greedy(hits[usable], seen[rows[usable]], n_active[latent], most)
-            if f1 > best[latent][0] + 1e-12:
-                best[latent] = (f1, Rule(length, tuple(int(known[i]) for i in rows[usable][chosen])))
+            reached, chosen = _greedy(hits[usable], seen[rows[usable]], n_active[latent], most)
+            if reached > best[latent][0] + 1e-12:
+                best[latent] = (reached, Rule(length, tuple(int(known[i]) for i in rows[usable][chosen])))
     return [rule for _, rule in best]
-
-
-def f1_score(predicted: Bool[ndarray, " token"], active: Bool[ndarray, " token"]) -> float:
-    """F1 of a prediction; 0 if there is nothing to be found and nothing predicted."""
-    total = int(predicted.sum() + active.sum())
-    return 2 * int((predicted & active).sum()) / total if total else 0.0
 
 
 def intruder_accuracy(
@@ -170,8 +165,8 @@ def score(fit: Part, test: Part, config: ProxyConfig, alphabet: str, seed: int) 
                 "latent": latent,
                 "density": float((acts != 0).mean()),
                 "length": rule.length,
-                "proxy_f1": f1_score(fires, acts != 0),
-                "proxy_f1_null": f1_score(by_chance[latent].fires(test.codes), acts != 0),
+                "proxy_f1": f1(fires, acts != 0),
+                "proxy_f1_null": f1(by_chance[latent].fires(test.codes), acts != 0),
                 "proxy_intruder": intruder_accuracy(acts, fires, config.snippet_chars, config.trials, rng),
                 "rule": " | ".join(text_of(code, rule.length, alphabet) for code in rule.ngrams),
             }
@@ -202,13 +197,13 @@ def _shape(matrix: csc_array) -> tuple[int, int]:
 
 def _greedy(hits: ndarray, seen: ndarray, n_active: float, most: int) -> tuple[float, list[int]]:
     chosen: list[int] = []
-    true, predicted, f1 = 0.0, 0.0, 0.0
+    true, predicted, reached = 0.0, 0.0, 0.0
     free = np.ones(len(hits), dtype=bool)
     while len(chosen) < most and free.any():
         after = np.where(free, 2 * (true + hits) / (predicted + seen + n_active), -1.0)
         i = int(after.argmax())
-        if after[i] <= f1:
+        if after[i] <= reached:
             break
         chosen.append(i)
-        free[i], true, predicted, f1 = False, true + hits[i], predicted + seen[i], float(after[i])
-    return f1, chosen
+        free[i], true, predicted, reached = False, true + hits[i], predicted + seen[i], float(after[i])
+    return reached, chosen

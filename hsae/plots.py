@@ -156,13 +156,15 @@ def frontier(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
     return grid.figure
 
 
-def panel_grid(names: list[str], height: float) -> tuple[Figure, dict[str, Axes]]:
-    """A figure of panels, three in a row and each so many inches high, that share their vertical axis."""
-    n_columns = min(len(names), 3)
-    n_rows = -(-len(names) // n_columns)
-    size = (2.5 + 3.4 * n_columns, 1.2 + n_rows * height)
+def panel_grid(
+    names: list[str], height: float, width: float = 3.4, n_columns: int = 3, *, sharey: bool = True
+) -> tuple[Figure, dict[str, Axes]]:
+    """A figure of panels of a size in inches, so many in a row; with `sharey` they have one vertical axis."""
+    n_columns = max(min(len(names), n_columns), 1)
+    n_rows = max(-(-len(names) // n_columns), 1)
+    size = (2.5 + width * n_columns, 1.2 + n_rows * height)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08))
-    panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).flatten()
+    panels = figure.subplots(n_rows, n_columns, sharey=sharey, squeeze=False).flatten()
     for axes in panels[len(names) :]:
         axes.remove()
     return figure, dict(zip(names, panels, strict=False))

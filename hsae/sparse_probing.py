@@ -86,5 +86,5 @@ def _f1_with(ranked: Ranked, has: Bool[ndarray, " n"], detected: Bool[ndarray, "
 
 
 def f1(called: Bool[ndarray, " n"], has: Bool[ndarray, " n"]) -> float:
-    """Harmonic mean of precision and recall: 2 hits / (calls + positives)."""
-    return float(2 * (called & has).sum() / (called.sum() + has.sum()))
+    """Harmonic mean of precision and recall: 2 hits / (calls + positives); 0 where there are neither."""
+    return float(2 * (called & has).sum() / max(called.sum() + has.sum(), 1))

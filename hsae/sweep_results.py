@@ -198,20 +198,21 @@ def collect(
         comparisons = compare(frame, sweep)
         summary = summarize(frame, comparisons, list(sweep.headline))
         result["reference"] = sweep.reference
-        if isinstance(sweep, Comparison) and runs:
-            for (method, metric), own in over_contexts(next(iter(results.values())), runs, sweep.reference).items():
+        if isinstance(sweep, Comparison):
+            of_contexts = over_contexts(next(iter(results.values())), runs, sweep.reference) if runs else {}
+            for (method, metric), own in of_contexts.items():
                 if metric in sweep.headline:
                     summary[method][metric] |= own
+            figure = comparison_table(summary, sweep.headline, sweep.reference)
+        else:
+            labelled = comparisons.replace({"metric": sweep.headline})
+            figure = plots.paired_differences(labelled, sweep.reference) if len(comparisons) else None
         if isinstance(sweep, Comparison | GroundTruth):
             result["methods"] = summary
         else:
             result["overrides"] = {condition: flatten(values) for condition, values in sweep.conditions.items()}
             result["conditions"] = summary
             result["claims"] = judge(comparisons, sweep.claims)
-        labelled = comparisons.replace({"metric": sweep.headline})
-        figure = plots.paired_differences(labelled, sweep.reference) if len(comparisons) else None
-        if isinstance(sweep, Comparison):
-            figure = comparison_table(summary, sweep.headline, sweep.reference)
     write_csv(Path(f"metrics/{name}.csv"), frame)
     write_json(Path(f"metrics/{name}.json"), result)
     if figure:

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from hsae import absorption, clustering, feature_plots, labels, run
+from hsae import absorption, feature_plots, labels, run
 from hsae.absorption import AbsorptionConfig, Method
 from hsae.files import read_json, read_tensors, write_figure, write_json
+from stages.clusters import read_clusters
 from stages.files import read_store
 from stages.trained import read_flat, read_hsae
 
@@ -24,9 +25,7 @@ def main(flat: list[str]) -> None:
         for name in flat:
             model = read_flat(stage, name, device)
             methods[name] = Method(model.encode, model.W_dec)
-        centers, _ = read_tensors(stage.input("models/clustering_baseline/kmeans.safetensors"))
-        kmeans = clustering.load("kmeans", centers, (1, 1), device)  # a token is in one cluster
-        assert isinstance(kmeans, clustering.Clusters)
+        kmeans = read_clusters(stage, "kmeans", device)
         methods["kmeans"] = Method(lambda x: kmeans.reconstruct(x)[0], kmeans.centers)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
         concepts = labels.concepts(tokens, read_json(stage.input("data/tokenizer.json"))["alphabet"])

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hsae import causal, causal_plots, causal_tasks, clustering, gpt, run
+from hsae import causal, causal_plots, causal_tasks, gpt, run
 from hsae.causal import Basis, Runs, Tracer
 from hsae.causal_effects import CausalConfig, Pair, compare, trace
 from hsae.causal_nodes import rival_bases
@@ -16,6 +16,7 @@ from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
 from hsae.hierarchical import HierarchicalSAE
 from hsae.progress import Progress
+from stages.clusters import read_clusters
 from stages.files import read_store
 from stages.trained import read_flat, read_hsae
 
@@ -77,8 +78,7 @@ def _tasks(
         kept[rule.name] = {name: counts for name, (_, counts) in found.items()}
         if min(counts.kept for counts in kept[rule.name].values()) >= config.min_pairs:
             tasks[rule.name] = {name: task for name, (task, _) in found.items()}
-    records = {name: {split: task.records(alphabet) for split, task in own.items()} for name, own in tasks.items()}
-    return tasks, kept, records
+    return tasks, kept, causal_tasks.records(tasks, alphabet)
 
 
 def _bases(
@@ -88,12 +88,10 @@ def _bases(
     bases = causal.hsae_bases(hsae)
     for name in flat:
         model = read_flat(stage, name, x.device)
-        bases[f"flat {name}"] = causal.dictionary_basis(name, model.encode, model.W_dec)
+        bases[f"flat {name}"] = causal.dictionary_basis(model.encode, model.W_dec)
     for name in clusters:
-        tensors, _ = read_tensors(stage.input(f"models/clustering_baseline/{name}.safetensors"))
-        found = clustering.load(name, tensors, (1, 1), x.device)  # a token is in one cluster
-        assert isinstance(found, clustering.Clusters)
-        bases[name] = causal.dictionary_basis(name, lambda x, found=found: found.reconstruct(x)[0], found.centers)
+        found = read_clusters(stage, name, x.device)
+        bases[name] = causal.dictionary_basis(lambda x, found=found: found.reconstruct(x)[0], found.centers)
     return {**bases, **rival_bases(x, seed)}
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pandas as pd
 from scipy.sparse import csc_array
 
-from hsae import clustering, feature_plots, interpretability_proxy, run
+from hsae import feature_plots, interpretability_proxy, run
 from hsae.coactivation import sparse_acts
 from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
 from hsae.interpretability_proxy import Part, ProxyConfig
 from hsae.progress import Progress
+from stages.clusters import read_clusters
 from stages.files import read_store
 from stages.trained import read_flat, read_hsae
 
@@ -27,8 +28,7 @@ def main(flat: list[str]) -> None:
             "HSAE level2": lambda x: hsae.level2.encode(hsae.level1.encode(x)),
             **{name: read_flat(stage, name, device).encode for name in flat},
         }
-        centers, _ = read_tensors(stage.input("models/clustering_baseline/kmeans.safetensors"))
-        kmeans = clustering.load("kmeans", centers, (1, 1), device)  # a token is in one cluster
+        kmeans = read_clusters(stage, "kmeans", device)
         encoders["kmeans"] = lambda x: kmeans.reconstruct(x)[0]
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
         alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]

@@ -8,13 +8,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hsae import clustering, information_plots, probes, run
+from hsae import information_plots, probes, run
 from hsae import shared_information as shared
 from hsae.activations import Store
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
 from hsae.information import quantile_bins
 from hsae.labels import CONTEXT, context_labels
 from hsae.shared_information import InformationConfig
+from stages.clusters import read_clusters
 from stages.files import read_store
 from stages.trained import read_flat, read_hsae
 
@@ -80,8 +81,7 @@ def _encoders(stage: run.Stage, device: torch.device) -> tuple[dict[str, Callabl
     """What encodes normalised activations, by name, and the level-2 decoder."""
     hsae = read_hsae(stage, device)
     flat = {name: read_flat(stage, name, device) for name in ("topk", "topk_level2")}
-    centers, _ = read_tensors(stage.input("models/clustering_baseline/kmeans.safetensors"))
-    kmeans = clustering.load("kmeans", centers, (1, 1), device)  # a token is in one cluster
+    kmeans = read_clusters(stage, "kmeans", device)
     encoders = {
         "hsae_level1": hsae.level1.encode,
         "hsae_level2": lambda x: hsae.level2.encode(hsae.level1.encode(x)),

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
-from hsae import causal, causal_plots, causal_tasks, gpt, run, steering
+from hsae import causal, causal_plots, gpt, run, steering
 from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
 from hsae.steering import SteeringConfig
@@ -25,13 +24,12 @@ def main() -> None:
         bases, test = causal.hsae_bases(read_hsae(stage, device)), read_store(stage, "test", device)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
-        train_end = read_json(stage.input("data/corpus.json"))["splits"]["train"][1]
         traced = read_json(stage.input("metrics/causal_tracing.json"))["tasks"]
-        rules = [rule for rule in causal_tasks.rules(tokens.numpy(), alphabet, train_end) if rule.name in traced]
-        targets = np.array([rule.targets for rule in rules], dtype=bool).reshape(len(rules), len(alphabet))
-        classes = torch.from_numpy(targets).to(device)
+        tasks = read_json(stage.input("data/causal_tasks.json"))
+        targets = [[c in task["targets"] for c in alphabet] for task in tasks.values()]
+        classes = torch.tensor(targets, dtype=torch.bool).view(len(tasks), len(alphabet)).to(device)
 
-        chosen = {(rule.name, level): traced[rule.name]["promoted"][level] for rule in rules for level in LEVELS}
+        chosen = {(task, level): traced[task]["promoted"][level] for task in tasks for level in LEVELS}
         latents = sorted({(level, latent) for (_, level), latent in chosen.items()})
         generator = torch.Generator().manual_seed(seed)
         random = torch.randn(config.random, test.d_in, generator=generator).to(device)
@@ -40,15 +38,15 @@ def main() -> None:
         by_latent, by_chance = dict(zip(latents, found, strict=False)), found[len(latents) :]
 
         metrics, frames = {}, [pd.DataFrame(columns=["direction", "dose", "gain", "damage", "task"])]
-        for index, rule in enumerate(rules):
-            own = {level: chosen[rule.name, level] for level in LEVELS}
+        for index, task in enumerate(tasks):
+            own = {level: chosen[task, level] for level in LEVELS}
             responses = {level: by_latent[level, latent] for level, latent in own.items()}
             summary = steering.summarize(responses, by_chance, index, config, seed)
-            metrics[rule.name] = {name: summary[name] for name in ("random", "difference")} | {
+            metrics[task] = {name: summary[name] for name in ("random", "difference")} | {
                 level: {"latent": own[level], **summary[level]} for level in LEVELS
             }
             shown = {f"top of {LEVELS[level]}": response for level, response in responses.items()}
-            frames.append(steering.frame(shown, by_chance, index, config.doses).assign(task=rule.name))
+            frames.append(steering.frame(shown, by_chance, index, config.doses).assign(task=task))
         table = pd.concat(frames)
         write_json(Path("metrics/steering.json"), {"doses": config.doses, "damage": config.damage, "tasks": metrics})
         write_csv(Path("plots/steering.csv"), table)

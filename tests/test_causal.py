@@ -35,7 +35,7 @@ def task(n: int = N, context: int = CONTEXT, n_vocab: int = N_VOCAB, changed: in
     corrupt = clean.clone()
     corrupt[:, changed] = (clean[:, changed] + 1) % n_vocab
     targets, foils = torch.arange(n_vocab) < 2, torch.arange(n_vocab) == 3
-    return Task("it", targets, foils, clean, corrupt, torch.full((n,), changed), 600 * torch.arange(n))
+    return Task(targets, foils, clean, corrupt, torch.full((n,), changed), 600 * torch.arange(n))
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_node_that_is_taken_out_whole_is_ablated(runs: Runs, hsae: Hierarchica
 
 
 def test_integrated_gradients_add_up_to_the_total_effect(runs: Runs):
-    basis = Basis("coordinates", lambda x: x, torch.eye(8))
+    basis = Basis(lambda x: x, torch.eye(8))
     found = attribution(runs.codes(basis), basis, runs.gradient(middles(200)))
     torch.testing.assert_close(found.sum(1), runs.m_clean - runs.m_corrupt, atol=0.05, rtol=0.02)
     assert middles(2) == [0.25, 0.75]
@@ -154,9 +154,7 @@ def test_attribution_ranks_the_top_50_as_exact_patching_does():
     runs = Runs.of(
         Tracer(model.requires_grad_(False), 1, Normalizer(torch.zeros(32), torch.tensor(1.0))), task(64, 16, 20, 13)
     )
-    basis = causal.dictionary_basis(
-        "sae", variants.build("relu", 32, 128, k=8, beta=0.1).encode, torch.randn(128, 32) / 5
-    )
+    basis = causal.dictionary_basis(variants.build("relu", 32, 128, k=8, beta=0.1).encode, torch.randn(128, 32) / 5)
     codes = runs.codes(basis).detach()
     attributed = attribution(codes, basis, runs.gradient([0.0])).mean(0)
     nodes = attributed.abs().argsort(descending=True)[:50]
@@ -208,7 +206,7 @@ def known_circuit() -> Runs:
     corrupt[0, 1] = -row
     masks = torch.tensor([True, False]), torch.tensor([False, True])
     prompts = torch.zeros(1, 4, dtype=torch.long)
-    it = Task("known", *masks, prompts, prompts, torch.tensor([1]), torch.tensor([0]))
+    it = Task(*masks, prompts, prompts, torch.tensor([1]), torch.tensor([0]))
     tracer = Tracer(model, -1, Normalizer(torch.zeros(4), torch.tensor(1.0)))
     odds = [it.metric(tracer.last_logits(stream)) for stream in (clean, corrupt)]
     return Runs(tracer, it, clean, corrupt, *odds)
@@ -225,7 +223,7 @@ def test_effects_in_a_known_circuit_have_their_known_values():
     # Coordinate 0, normalised, is 1 at all positions of the clean run, and -1 at one of four in the corrupt one.
     torch.testing.assert_close(runs.m_clean, torch.tensor([by_hand(1.0)]), atol=1e-4, rtol=0)
     torch.testing.assert_close(runs.m_corrupt, torch.tensor([by_hand(0.5)]), atol=1e-4, rtol=0)
-    basis = Basis("coordinates", lambda x: x, torch.eye(4))
+    basis = Basis(lambda x: x, torch.eye(4))
     codes = runs.codes(basis)
     assert codes[0, 1].tolist() == [2, -2, 2, -2]
     found = exact(runs, codes, basis, torch.arange(4))[:, 0]

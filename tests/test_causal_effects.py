@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hsae import causal_effects, causal_plots
-from hsae.causal import Basis, Runs, Tracer, hsae_bases, paths
+from hsae.causal import Basis, Runs, Tracer, groups, hsae_bases, paths
 from hsae.causal_effects import (
     Bootstrap,
     CausalConfig,
@@ -83,7 +83,7 @@ def test_intervals_cover_a_known_ratio():
 
 
 def test_all_coordinates_restore_everything(runs: Runs):  # noqa: F811
-    basis = linear_basis(NEURONS, torch.eye(8))
+    basis = linear_basis(torch.eye(8))
     chosen = choose(basis, runs, runs.gradient([0.5]))
     found = curve(chosen, runs, [1, 8, 99])
     assert found.ks == [1, 8]
@@ -94,7 +94,7 @@ def test_all_coordinates_restore_everything(runs: Runs):  # noqa: F811
 
 
 def test_nodes_are_ranked_by_their_mean_attribution_and_one_that_is_more_is_named(runs: Runs):  # noqa: F811
-    basis = linear_basis(NEURONS, torch.eye(8))
+    basis = linear_basis(torch.eye(8))
     gradient = torch.zeros_like(runs.clean)
     gradient[..., 5], gradient[..., 2] = -9.0, 3.0
     chosen = choose(basis, runs, gradient)
@@ -137,7 +137,7 @@ def test_matched_latents_are_as_active_as_those_that_they_stand_for():
     generator = torch.Generator().manual_seed(0)
     rates = torch.cat([torch.full((30,), 0.02), torch.full((30,), 0.5)])
     acts = (torch.rand(4000, 60, generator=generator) < rates) * (1 + torch.rand(4000, 60, generator=generator))
-    lively = liveliness(Basis("it", lambda x: x, torch.eye(60)), acts)
+    lively = liveliness(Basis(lambda x: x, torch.eye(60)), acts)
     torch.testing.assert_close(lively[:, 0].exp(), (acts != 0).double().mean(0))
     order = torch.tensor([40, 3, 41, 4, 5, *range(6, 40), *range(42, 60), 0, 1, 2])
     drawn = matched(order, lively, 5, seed=0)
@@ -149,7 +149,7 @@ def test_matched_latents_are_as_active_as_those_that_they_stand_for():
 
 def test_random_latents_instead_of_the_first_k_are_drawn_for_every_k(runs: Runs):  # noqa: F811
     generator = torch.Generator().manual_seed(0)
-    basis = Basis("it", lambda x: x.repeat_interleave(2, -1), torch.eye(8).repeat_interleave(2, 0) / 2)
+    basis = Basis(lambda x: x.repeat_interleave(2, -1), torch.eye(8).repeat_interleave(2, 0) / 2)
     x = torch.randn(200, 8, generator=generator)
     choice = choose(basis, runs, runs.gradient([0.5]))
     found = matched_curve(choice, runs, x, [1, 2, 8, 9], range(3))
@@ -262,8 +262,8 @@ def test_without_a_task_there_is_nothing_to_test_and_the_figures_say_so():
 
 
 def test_shares_of_nothing_but_level_2_are_all_in_h2(runs: Runs):  # noqa: F811
-    bases = {"level1": linear_basis("level1", torch.eye(8)), "level2": linear_basis("level2", torch.eye(8))}
-    found = causal_effects.shares(runs, bases, Bootstrap(runs.task, 0))
+    bases = {"level1": linear_basis(torch.eye(8)), "level2": linear_basis(torch.eye(8))}
+    found = causal_effects.shares(runs, groups(runs, bases), Bootstrap(runs.task, 0))
     assert found["h2"]["share"]["value"] == pytest.approx(1, abs=1e-4)
     for error in ("e0", "e1"):
         assert found[error]["share"]["value"] == pytest.approx(0, abs=1e-4)

@@ -102,7 +102,7 @@ def test_only_the_training_split_says_what_follows():
 
 def test_prompts_lie_within_their_split_and_differ_in_one_character(play):
     found, tokens, alphabet = play
-    task = draw(found["sentence_case"], tokens, (10, 60), 12, 10, seed=0)
+    task = draw(found["sentence_case"], tokens, (10, 60), 12, seed=0)
     assert len(task) == 2
     assert task.clean.shape == task.corrupt.shape == (2, 12)
     for clean, corrupt, position, end in zip(task.clean, task.corrupt, task.changed, task.ends, strict=True):
@@ -110,22 +110,30 @@ def test_prompts_lie_within_their_split_and_differ_in_one_character(play):
         assert (clean != corrupt).nonzero().flatten().tolist() == [int(position)]
         assert end - 11 >= 10
         assert end < 60
-    assert len(draw(found["bracket_square"], tokens, (0, len(tokens)), 5, 10, seed=0)) == 0, "its bracket is not in it"
-    again = draw(found["sentence_case"], tokens, (10, 60), 12, 10, seed=0)
+    assert len(draw(found["bracket_square"], tokens, (0, len(tokens)), 5, seed=0)) == 0, "its bracket is not in it"
+    again = draw(found["sentence_case"], tokens, (10, 60), 12, seed=0)
     assert torch.equal(task.clean, again.clean)
 
 
 def test_records_say_where_a_pair_comes_from(play):
     found, tokens, alphabet = play
-    for record in draw(found["speaker_colon"], tokens, (0, len(tokens)), 14, 10, seed=0).records(alphabet):
+    for record in draw(found["speaker_colon"], tokens, (0, len(tokens)), 14, seed=0).records(alphabet):
         assert PLAY[record["offset"] : record["offset"] + 14] == record["prompt"]
         assert record["prompt"][record["position"]] == "\n"
         assert record["replacement"] == " "
 
 
+def test_the_file_of_tasks_names_the_characters_that_should_follow(play):
+    found, tokens, alphabet = play
+    task = draw(found["sentence_case"], tokens, (0, len(tokens)), 12, seed=0)
+    content = causal_tasks.records({"sentence_case": {"discovery": task, "test": task}}, alphabet)["sentence_case"]
+    assert content["targets"] == "".join(c for c in alphabet if c.isupper())
+    assert content["test"] == content["discovery"] == task.records(alphabet)
+
+
 def test_pairs_from_one_piece_of_the_corpus_are_one_cluster(play):
     found, tokens, _ = play
-    task = draw(found["sentence_case"], tokens, (0, len(tokens)), 12, 10, seed=0)
+    task = draw(found["sentence_case"], tokens, (0, len(tokens)), 12, seed=0)
     assert task.clusters.tolist() == [0] * len(task)
 
 
@@ -154,7 +162,7 @@ def test_pairs_are_kept_where_the_model_is_right_and_the_others_are_counted(play
 
 def test_log_odds_of_two_classes(play):
     found, tokens, alphabet = play
-    task = draw(found["speaker_colon"], tokens, (0, len(tokens)), 14, 10, seed=0)
+    task = draw(found["speaker_colon"], tokens, (0, len(tokens)), 14, seed=0)
     logits = torch.randn(3, len(alphabet), generator=torch.Generator().manual_seed(0))
     p = logits.softmax(-1)[:, alphabet.index(":")]
     torch.testing.assert_close(task.metric(logits), (p / (1 - p)).log())

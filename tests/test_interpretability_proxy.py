@@ -10,7 +10,6 @@ from hsae.interpretability_proxy import (
     Part,
     ProxyConfig,
     Rule,
-    f1_score,
     fit_rules,
     intruder_accuracy,
     ngram_codes,
@@ -18,6 +17,7 @@ from hsae.interpretability_proxy import (
     summarize,
     text_of,
 )
+from hsae.sparse_probing import f1
 
 ALPHABET = "abc"
 CONFIG = ProxyConfig(fit_tokens=10, score_tokens=10, longest=2, ngrams=2, min_active=3, trials=50, snippet_chars=4)
@@ -72,20 +72,20 @@ def test_ngrams_are_added_greedily_as_an_oracle_does():
         known = [int(code) for code in np.unique(codes) if code >= 0]
         while len(chosen) < 3:
             left = [code for code in known if code not in chosen]
-            options = {code: f1_score(np.isin(codes, [*chosen, code]), active) for code in left}
+            options = {code: f1(np.isin(codes, [*chosen, code]), active) for code in left}
             code = max(options, key=lambda c: options[c])
-            if options[code] <= (f1_score(np.isin(codes, chosen), active) if chosen else 0):
+            if options[code] <= (f1(np.isin(codes, chosen), active) if chosen else 0):
                 break
             chosen.append(code)
-        if f1_score(np.isin(codes, chosen), active) > best:
-            best, expected = f1_score(np.isin(codes, chosen), active), Rule(length, tuple(chosen))
+        if f1(np.isin(codes, chosen), active) > best:
+            best, expected = f1(np.isin(codes, chosen), active), Rule(length, tuple(chosen))
     assert rule == expected
-    assert f1_score(rule.fires(own.codes), active) == pytest.approx(best)
+    assert f1(rule.fires(own.codes), active) == pytest.approx(best)
 
 
 def test_f1_of_nothing_is_0():
-    assert f1_score(np.zeros(3, dtype=bool), np.zeros(3, dtype=bool)) == 0
-    assert f1_score(np.array([True, True, False]), np.array([True, False, True])) == pytest.approx(0.5)
+    assert f1(np.zeros(3, dtype=bool), np.zeros(3, dtype=bool)) == 0
+    assert f1(np.array([True, True, False]), np.array([True, False, True])) == pytest.approx(0.5)
 
 
 def test_a_rater_with_the_right_rule_finds_every_intruder_and_with_an_empty_one_guesses():
