@@ -11,7 +11,7 @@ from hsae.case_studies import ALIKE, CRITERIA, summarize, visible
 
 
 def inert(text: str) -> str:
-    """Text as a piece of code, inert in Markdown and HTML whatever it holds: as entities, but for letters and digits."""
+    """Text as a piece of code that is inert in Markdown and HTML: entities for all but letters and digits."""
     characters = (c if c.isascii() and c.isalnum() else f"&#{ord(c)};" for c in visible(text))
     return f"<code>{''.join(characters)}</code>"
 

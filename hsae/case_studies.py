@@ -87,10 +87,10 @@ class Material:
 
     def children(self, latent: int, n: int) -> pd.DataFrame:
         """The first rows of `Evidence.children` of a latent, each with its rule: a list of n-grams."""
-        children = self.evidence.children()
-        own = children[children["parent"] == latent].head(n)
-        known = self.evidence.latents(1, int(own["child"].max()) + 1 if len(own) else 0)
-        return own.assign(rule=[_rule(known.loc[child]) for child in own["child"]])
+        own = self.evidence.children().query("parent == @parent", local_dict={"parent": latent}).head(n)
+        children = own["child"].tolist()
+        known = self.evidence.latents(1, max(children, default=-1) + 1).to_dict("index")
+        return own.assign(rule=[_rule(known[child]) for child in children])
 
 
 def criteria(table: pd.DataFrame, children: pd.DataFrame, mass: Float[ndarray, " latent"], fdr: float) -> pd.DataFrame:
@@ -135,17 +135,17 @@ def select(found: pd.DataFrame, directions: Float[ndarray, "latent d_in"], n: in
 
 def case(material: Material, latent: int, config: CaseConfig, seed: int) -> dict[str, Any]:
     """All that the page says of one latent, but for its figure and its steering sample."""
-    row, found = material.latents.loc[latent], material.found.loc[latent]
+    row, found = (frame.to_dict("index")[latent] for frame in (material.latents, material.found))
     rule = _rule(row)
     acts = material.acts[:, [latent]].toarray().ravel()
     tasks = material.evidence.causal_shares().query("level == 2 and latent == @latent")
     return {
         "latent": latent,
-        "density": float(row["density"]),
-        "share": float(found["share"]),
-        "met": int(found["met"]),
+        "density": row["density"],
+        "share": found["share"],
+        "met": found["met"],
         "rule": rule,
-        "evidence": evidence(row.to_dict(), found.to_dict(), tasks, float(material.latents["density"].median())),
+        "evidence": evidence(row, found, tasks, float(np.median(material.latents["density"]))),
         "children": material.children(latent, config.children).to_dict("records"),
         "examples": examples(acts, fires(material.text, rule), material.text, config, seed),
     }
@@ -271,15 +271,15 @@ def evidence(
 
 
 def visible(text: str) -> str:
-    """Line breaks and tabs as signs; control characters, which no page shows, as their picture."""
+    """Line breaks and tabs as signs; control characters, which no page shows, as one too."""
     signs = {"\n": "⏎", "\t": "⇥"}
     return "".join(signs.get(c, c if c.isprintable() else "�") for c in text)
 
 
 def summarize(found: pd.DataFrame, cases: list[dict[str, Any]]) -> dict[str, Any]:
     """How many level-2 latents meet each criterion, and which were chosen; the last one is that which fails."""
-    counts = {name: int(found[name].sum()) for name in CRITERIA}
-    met_all = int((found["met"] == len(CRITERIA)).sum())
+    counts = {name: int(np.sum(found[name])) for name in CRITERIA}
+    met_all = int(np.sum(found["met"] == len(CRITERIA)))
     keys = ("latent", "met", "density", "share")
     return {
         "latents": len(found),
@@ -295,7 +295,7 @@ def _judged(question: str, value: float, good: bool, found: str, *numbers: float
     return "for" if good else "against", question, found.format(*numbers)
 
 
-def _rule(row: pd.Series) -> list[str]:
+def _rule(row: dict[str, Any]) -> list[str]:
     return ngrams(row["rule"], int(row["length"])) if isinstance(row["rule"], str) else []
 
 

@@ -87,7 +87,7 @@ def snippets(acts: csc_array, config: ExplorerConfig, seed: int) -> Snippets:
     for latent in range(n_latents):
         column = slice(acts.indptr[latent], acts.indptr[latent + 1])
         rows, values = acts.indices[column], acts.data[column]
-        order = np.argsort(-values, kind="stable")
+        order = np.argsort(values, kind="stable")[::-1]
         chosen = apart(rows[order[: CANDIDATES * config.strongest]], config.strongest, width)
         ascending = rows[order[::-1]]
         for low, high in BANDS.values():
@@ -229,7 +229,7 @@ def page(content: dict[str, Any], snippets: dict[int, Snippets]) -> str:
 def records(frame: pd.DataFrame, by: str, columns: list[str]) -> dict[int, list[list[Any]]]:
     """Rows of a frame by latent (column `by`), as short lists; what is not finite is None."""
     found: dict[int, list[list[Any]]] = {}
-    for row in frame[[by, *columns]].to_dict("records"):
+    for row in frame.filter([by, *columns]).to_dict("records"):
         found.setdefault(int(row[by]), []).append([_short(row[column]) for column in columns])
     return found
 

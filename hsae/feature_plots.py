@@ -136,7 +136,8 @@ def case(raised: pd.DataFrame, children: pd.DataFrame, standing: pd.DataFrame) -
     tidy = children.rename(columns=names).melt("child", [*names.values()], "measure", "value").astype({"child": str})
     sns.barplot(tidy, x="value", y="child", hue="measure", ax=middle)
     middle.set(xlabel="", ylabel="level-1 latent", title="Its children", xlim=(0, 1.02))
-    sns.move_legend(middle, "upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, title=None, frameon=False)
+    if len(children):
+        sns.move_legend(middle, "upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, title=None, frameon=False)
     sns.stripplot(standing, x="percentile", y="measure", size=10, color="C0", ax=right)
     right.set(xlabel="percentile among level-2 latents", ylabel="", title="Where it stands", xlim=(-3, 103))
     right.axvline(50, color="black", linewidth=1, linestyle="--")

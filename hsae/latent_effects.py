@@ -99,12 +99,13 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for level, rows in table.groupby("level"):
         seen = rows.query("kl > 0 and kl_null > 0")
-        ratio = np.log2(seen["kl"].to_numpy(float) / seen["kl_null"].to_numpy(float))
+        kl, kl_null = (seen[column].to_numpy(float) for column in ("kl", "kl_null"))
+        ratio = np.log2(kl / kl_null)
         enough = len(seen) > 1
         result[f"level{level}"] = {
             "latents": len(seen),
-            "kl": float(seen["kl"].mean()) if enough else None,
-            "kl_null": float(seen["kl_null"].mean()) if enough else None,
+            "kl": float(kl.mean()) if enough else None,
+            "kl_null": float(kl_null.mean()) if enough else None,
             "log2_ratio": float(ratio.mean()) if enough else None,
             "interval": list(bootstrap_interval(ratio, seed=0)) if enough else None,
             "above_null": float((ratio > 0).mean()) if enough else None,

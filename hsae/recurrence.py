@@ -33,15 +33,16 @@ def recurrence(own: HierarchicalSAE, other: HierarchicalSAE, seed: int) -> pd.Da
 
 def summarize(table: pd.DataFrame) -> dict[str, Any]:
     """level -> means of `cosine` and `null`, and the shares of latents, and of random directions, found again."""
-    return {
-        f"level{level}": {
-            "cosine": float(rows["cosine"].mean()),
-            "null": float(rows["null"].mean()),
-            "recurs": float((rows["cosine"] >= RECURS).mean()),
-            "recurs_null": float((rows["null"] >= RECURS).mean()),
+    found = {}
+    for level, rows in table.groupby("level"):
+        cosine, null = (rows[column].to_numpy(float) for column in ("cosine", "null"))
+        found[f"level{level}"] = {
+            "cosine": float(cosine.mean()),
+            "null": float(null.mean()),
+            "recurs": float((cosine >= RECURS).mean()),
+            "recurs_null": float((null >= RECURS).mean()),
         }
-        for level, rows in table.groupby("level")
-    }
+    return found
 
 
 def _directions(model: HierarchicalSAE, level: int) -> np.ndarray:

@@ -54,7 +54,14 @@ def test_a_stage_runs_the_module_of_its_name(name: str):
 
 
 def test_every_stage_module_stands_in_the_pipeline():
-    modules = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__", "budget", "clusters", "evidence", "files", "trained"}
+    modules = {file.stem for file in (ROOT / "stages").glob("*.py")} - {
+        "__init__",
+        "budget",
+        "clusters",
+        "evidence",
+        "files",
+        "trained",
+    }
     assert modules == set(STAGES)
 
 
@@ -88,7 +95,10 @@ def test_every_output_lies_where_git_or_dvc_expects_it():
     for name, stage in STAGES.items():
         for out in [*stage.get("outs", []), *stage.get("plots", [])]:
             path, cached = (out, True) if isinstance(out, str) else (next(iter(out)), next(iter(out.values()))["cache"])
-            assert path.startswith(("data/", "models/", "report.html", "explorer.html") if cached else "plots/"), (name, path)
+            assert path.startswith(("data/", "models/", "report.html", "explorer.html") if cached else "plots/"), (
+                name,
+                path,
+            )
 
 
 def test_a_stage_that_trains_can_be_taken_from_the_run_cache():

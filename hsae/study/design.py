@@ -149,18 +149,19 @@ def _odd_children(
     sampler: Sampler, children: dict[int, Feature], edges: pd.DataFrame, config: StudyConfig
 ) -> list[Trial]:
     """Four children of a parent and a latent that is none of them; and, as a null, of parents that were dealt anew."""
-    known = edges[edges["child"].isin(list(children))]
-    dealt = known.assign(parent=sampler.rng.permutation(known["parent"].to_numpy()))
+    known = edges.query("child in @shown", local_dict={"shown": list(children)})
+    dealt = known.assign(parent=sampler.rng.permutation(known["parent"].tolist()))
     trials = []
     for arm, frame in ((PARENTS, known), (SHUFFLED, dealt)):
-        families = {int(parent): rows for parent, rows in frame.groupby("parent") if len(rows) >= OPTIONS - 1}  # pyright: ignore[reportArgumentType]
-        parents = sampler.rng.permutation(list(families))[: config.parents].tolist()
-        for parent in parents:
-            own = families[parent].nlargest(OPTIONS - 1, "weight")["child"].tolist()
-            others = [index for index in children if index not in set(families[parent]["child"])]
+        families: dict[int, list[int]] = {}
+        for row in frame.sort_values(["weight", "child"], ascending=[False, True]).to_dict("records"):
+            families.setdefault(row["parent"], []).append(row["child"])
+        large = sorted(parent for parent, family in families.items() if len(family) >= OPTIONS - 1)
+        for parent in sampler.rng.permutation(large)[: config.parents].tolist():
+            own, others = families[parent][: OPTIONS - 1], set(children) - set(families[parent])
             if others:
                 features = [children[index] for index in own]
-                odd = children[_as_often_active(children, own, others, sampler.rng)]
+                odd = children[_as_often_active(children, own, sorted(others), sampler.rng)]
                 trials.append(_odd_child(sampler, arm, parent, features, odd, config.child_snippets))
     return trials
 

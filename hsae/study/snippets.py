@@ -25,7 +25,7 @@ class Feature:
     index: int
     density: float
     on: Bool[ndarray, " token"]
-    deciles: list[Int[ndarray, " token"]]
+    deciles: list[Int[ndarray, " _"]]
 
 
 class Sampler:
@@ -48,11 +48,11 @@ class Sampler:
         order = np.lexsort((self.rng.random(int(whole.sum())), values[whole]))
         return Feature(arm, index, len(rows) / n, on, np.array_split(rows[whole][order], DECILES))
 
-    def places(self, tokens: Int[ndarray, " token"], n: int) -> list[int]:
+    def places(self, tokens: Int[ndarray, " shown"], n: int) -> list[int]:
         """Up to `n` of some tokens, drawn so that their snippets do not overlap."""
         return apart(self.rng.permutation(tokens), n, self.width)
 
-    def shown(self, feature: Feature, tokens: Int[ndarray, " token"], n: int) -> list[Snippet]:
+    def shown(self, feature: Feature, tokens: Int[ndarray, " shown"], n: int) -> list[Snippet]:
         """Up to `n` snippets for some of the tokens on which a feature is active, which is highlighted."""
         starts = [token - self.before for token in self.places(tokens, n)]
         return [self._cut(start, np.flatnonzero(feature.on[start : start + self.width])) for start in starts]

@@ -62,15 +62,16 @@ const ORDERS = {
 for (const level of [1, 2]) data.levels[level].forEach((own, index) => Object.assign(own, { level, index }));
 
 let listed = []; // [level, index] of the links, from the top
-let current = null;
 
 function row(level, index, note = "") {
   const id = el("span", { class: "id" }, `${level}/${index} `);
   const rule = el("span", { class: "rule" }, name(level, index));
   const link = el("a", { href: address(level, index) }, id, rule, note && el("span", { class: "id" }, `  ${note}`));
-  if (current === address(level, index)) link.setAttribute("aria-current", "true");
+  if (location.hash === address(level, index)) link.setAttribute("aria-current", "true");
   return link;
 }
+
+const leaf = (index) => el("li", {}, el("div", { class: "row" }, row(1, index)));
 
 function branch(parent) {
   const children = parent.children.map(([index]) => index);
@@ -84,7 +85,7 @@ function branch(parent) {
     toggle.setAttribute("aria-expanded", String(wanted));
     toggle.textContent = wanted ? "▾" : "▸";
     item.querySelector("ul")?.remove();
-    if (wanted) item.append(el("ul", {}, ...children.map((index) => el("li", {}, el("div", { class: "row" }, row(1, index))))));
+    if (wanted) item.append(el("ul", {}, ...children.map(leaf)));
   };
   item.append(el("div", { class: "row" }, toggle, row(2, parent.index)));
   item.openBranch = open;
@@ -96,10 +97,8 @@ function drawTree() {
   const orphans = data.levels[1].filter((own) => !own.parents.length).map((own) => own.index);
   const items = parents.map(branch);
   if (orphans.length) {
-    const without = branch({ index: "none", children: [] });
-    without.replaceChildren(el("p", { class: "note" }, `${orphans.length} level-1 latents have no parent:`),
-      el("ul", {}, ...orphans.map((index) => el("li", {}, el("div", { class: "row" }, row(1, index))))));
-    items.push(without);
+    items.push(el("li", {}, el("p", { class: "note" }, `${orphans.length} level-1 latents have no parent:`),
+      el("ul", {}, ...orphans.map(leaf))));
   }
   $("list").replaceChildren(...items);
   listed = parents.map((own) => [2, own.index]);
@@ -115,9 +114,9 @@ function snippetText(level, s) {
 
 function match(own, query) {
   const { level, index } = own;
-  if ((own.labels ?? []).some((label) => label.toLowerCase().includes(query.toLowerCase()))) return [0, "label"];
-  if (own.rule && own.rule.includes(query)) return [1, "rule"];
   const single = Array.from(query).length === 1;
+  if (!single && (own.labels ?? []).some((label) => label.toLowerCase().includes(query.toLowerCase()))) return [0, "label"];
+  if (own.rule && own.rule.includes(query)) return [1, "rule"];
   const on = single && own.on.find(([character, share]) => character === query && share >= 0.1);
   if (on) return [2, `active on ${shown(query)}: ${percent(on[1])}`];
   const up = single && own.up.find(([character]) => character === query);
@@ -275,16 +274,19 @@ function overview() {
 
 // ---- where we are, and the keyboard
 
+function here() {
+  const place = location.hash.match(/^#([12])\/(\d+)$/);
+  return place && latent(place[1], Number(place[2]));
+}
+
 function route() {
-  const wanted = location.hash.match(/^#([12])\/(\d+)$/);
-  const known = wanted && latent(wanted[1], Number(wanted[2]));
-  current = known ? location.hash : null;
-  if (known) draw(Number(wanted[1]), Number(wanted[2]));
+  const known = here();
+  if (known) draw(known.level, known.index);
   else overview();
   for (const marked of document.querySelectorAll("nav a[aria-current]")) marked.removeAttribute("aria-current");
   if (!known) return;
   let there = document.querySelector(`nav a[href="${location.hash}"]`);
-  if (!there && wanted[1] === "1" && !$("search").value && known.parents.length) { // open the branch that it hangs on
+  if (!there && known.level === 1 && !$("search").value && known.parents.length) { // open the branch that it hangs on
     document.querySelector(`nav a[href="#2/${known.parents[0][0]}"]`)?.closest("li").openBranch(true);
     there = document.querySelector(`nav a[href="${location.hash}"]`);
   }
@@ -294,7 +296,7 @@ function route() {
 
 function step(by) {
   const links = [...document.querySelectorAll("nav .tree a")];
-  const at = links.findIndex((one) => one.getAttribute("href") === current);
+  const at = links.findIndex((one) => one.getAttribute("href") === location.hash);
   const next = links[at < 0 ? (by > 0 ? 0 : links.length - 1) : at + by];
   if (next) location.hash = next.getAttribute("href");
 }
@@ -308,7 +310,7 @@ document.addEventListener("keydown", (event) => {
   }
   if (event.target.tagName === "SELECT") return;
   const item = event.target.closest?.("nav .tree > li");
-  const own = current && latent(current[1], Number(current.slice(3)));
+  const own = here();
   const actions = {
     "/": () => $("search").focus(), j: () => step(1), k: () => step(-1), h: () => { location.hash = ""; },
     p: () => own?.parents?.length && (location.hash = address(2, own.parents[0][0])),
