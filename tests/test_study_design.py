@@ -191,9 +191,17 @@ def test_features_are_matched_by_how_often_they_are_active():
     assert [one.index for one in found["b"]] == [1, 2, 3]
 
 
-def test_an_arm_that_cannot_be_shown_is_named():
-    with pytest.raises(ValueError, match="`features of kmeans` must be at least one"):
-        matched({"level1": [feature(0.1)], "kmeans": []}, 3)
+def test_an_arm_that_cannot_be_shown_is_left_out_and_sessions_are_as_long_as_can_be(arms, edges: pd.DataFrame):
+    rare = csc_array(np.eye(N, 2))
+    config = StudyConfig(**{**vars(CONFIG), "session": Session(400, 2, 2, 1, 1)})
+    study = build({**arms, "kmeans": rare}, edges, text(), config, "test")
+    assert {trial.arm for trial in of(study, Kind.intruder)} == {"level1", "level2"}
+    assert study.session == Session(36, 2, 2, 1, 1)
+
+
+def test_without_any_arm_there_is_no_study():
+    with pytest.raises(ValueError, match="`arms` must be at least one with features that can be shown; not 0"):
+        matched({}, 3)
 
 
 def test_random_directions_are_active_as_often_as_asked():

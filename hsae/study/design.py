@@ -16,7 +16,7 @@ from scipy.sparse import csc_array
 
 from hsae.config import check, check_positive
 from hsae.study.snippets import DECILES, Feature, Sampler
-from hsae.study.trials import OPTIONS, Kind, Role, Session, Snippet, Trial, Trials
+from hsae.study.trials import OPTIONS, Kind, Role, Session, Snippet, Trial, Trials, available
 
 CHILDREN = "level1"
 PARENTS = "level2"
@@ -59,14 +59,15 @@ def build(arms: dict[str, csc_array], edges: pd.DataFrame, text: str, config: St
     """All trials of a study.
 
     `arms`: arm -> activations (token, feature) on `text`, "level1" among them; `edges`: a row per level-1 latent with a
-    parent, columns parent, child, weight (`graph.edges`). Fewer features or parents are taken where there are not so
-    many that can be shown. Raises ValueError if an arm has none.
+    parent, columns parent, child, weight (`graph.edges`). Fewer features, parents and trials a session are taken where
+    there are not so many that can be shown; an arm without any is left out. Raises ValueError if no arm is left, or the
+    text is too short for gold items.
     """
     rng = np.random.default_rng(config.seed)
     sampler = Sampler(text, config.snippet_chars, rng)
     usable = {arm: _usable(sampler, arm, acts) for arm, acts in arms.items()}
     trials = []
-    for features in matched(usable, config.features).values():
+    for features in matched({arm: own for arm, own in usable.items() if own}, config.features).values():
         rounds = [rng.permutation(DECILES) for _ in range(-(-len(features) * config.trials // DECILES))]
         turns = np.concatenate(rounds)[: len(features) * config.trials].reshape(len(features), -1)
         for feature, deciles in zip(features, turns.tolist(), strict=True):
@@ -76,8 +77,9 @@ def build(arms: dict[str, csc_array], edges: pd.DataFrame, text: str, config: St
     trials += _odd_children(sampler, children, edges, config)
     trials += [_gold(sampler) for _ in range(config.gold)]
     trials += [_attention(sampler) for _ in range(config.attention)]
+    session = Session(**{name: min(value, available(trials)[name]) for name, value in vars(config.session).items()})
     order = rng.permutation(len(trials)).tolist()
-    return Trials(corpus, config.seed, config.session, tuple(replace(trials[i], id=rng.bytes(8).hex()) for i in order))
+    return Trials(corpus, config.seed, session, tuple(replace(trials[i], id=rng.bytes(8).hex()) for i in order))
 
 
 def matched(usable: dict[str, list[Feature]], n: int) -> dict[str, list[Feature]]:
@@ -85,12 +87,9 @@ def matched(usable: dict[str, list[Feature]], n: int) -> dict[str, list[Feature]
 
     Targets are quantiles of log density where the arms overlap, from the largest of their 5th percentiles to the
     smallest of their 95th; where they do not overlap, all are the middle of the gap. Each arm's features are assigned
-    to the targets one to one, with the least sum of distances. Raises ValueError for an arm without features.
+    to the targets one to one, with the least sum of distances. Raises ValueError if there is no arm.
     """
-    for arm, features in usable.items():
-        check(
-            f"features of {arm}", 0, "at least one that can be shown: lower `build_study.snippet_chars`", bool(features)
-        )
+    check("arms", len(usable), "at least one with features that can be shown", len(usable) > 0)
     n = min(n, *(len(features) for features in usable.values()))
     logs = {arm: np.log([feature.density for feature in features]) for arm, features in usable.items()}
     ends = np.array([np.quantile(values, [0.05, 0.95]) for values in logs.values()])
@@ -190,8 +189,10 @@ def _gold(sampler: Sampler) -> Trial:
     letter = str(sampler.rng.choice(letters.index[:GOLD_CHARACTERS]))
     on = np.array([character == letter for character in sampler.text])
     feature = sampler.feature("", csc_array(on[:, None].astype(float)), 0)
-    check("text", letter, "long enough to show each frequent letter", len(sampler.silent(feature)) > 0)
     feature = replace(feature, deciles=[np.concatenate(feature.deciles)] * DECILES)
+    shown = len(sampler.places(feature.deciles[0], OPTIONS))
+    enough = shown == OPTIONS and len(sampler.silent(feature)) > 0
+    check("tokens", len(on), f"more: gold items need {OPTIONS} snippets with {letter!r} and one without", enough)
     trial = _intruder(sampler, feature, 0)
     return replace(trial, role=Role.gold, feature=-1, decile=None)
 
