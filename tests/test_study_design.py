@@ -180,7 +180,7 @@ def test_another_file_is_refused_in_one_line(study: Trials, damage, message: str
 
 
 def feature(density: float, index: int = 0) -> Feature:
-    return Feature("", index, density, np.zeros(1, dtype=bool), [])
+    return Feature("", index, density, np.zeros(0, dtype=int), [])
 
 
 def test_features_are_matched_by_how_often_they_are_active():

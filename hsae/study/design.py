@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csc_array
@@ -75,8 +75,9 @@ def build(arms: dict[str, csc_array], edges: pd.DataFrame, text: str, config: St
             trials.append(_clarity(sampler, feature, config.clarity_snippets))
     children = {feature.index: feature for feature in usable[CHILDREN]}
     trials += _odd_children(sampler, children, edges, config)
-    trials += [_gold(sampler) for _ in range(config.gold)]
-    trials += [_attention(sampler) for _ in range(config.attention)]
+    characters = np.array(list(text))
+    trials += [_gold(sampler, characters) for _ in range(config.gold)]
+    trials += [_attention(sampler, characters) for _ in range(config.attention)]
     session = Session(**{name: min(value, available(trials)[name]) for name, value in vars(config.session).items()})
     order = rng.permutation(len(trials)).tolist()
     return Trials(corpus, config.seed, session, tuple(replace(trials[i], id=rng.bytes(8).hex()) for i in order))
@@ -86,8 +87,8 @@ def matched(usable: dict[str, list[Feature]], n: int) -> dict[str, list[Feature]
     """`n` features of each arm (all where it has fewer), as alike in how often they are active as the arms allow.
 
     Targets are quantiles of log density where the arms overlap, from the largest of their 5th percentiles to the
-    smallest of their 95th; where they do not overlap, all are the middle of the gap. Each arm's features are assigned
-    to the targets one to one, with the least sum of distances. Raises ValueError if there is no arm.
+    smallest of their 95th; where they do not overlap, all the same from the one to the other. Each arm's features are
+    assigned to the targets one to one, with the least sum of distances. Raises ValueError if there is no arm.
     """
     check("arms", len(usable), "at least one with features that can be shown", len(usable) > 0)
     n = min(n, *(len(features) for features in usable.values()))
@@ -95,7 +96,7 @@ def matched(usable: dict[str, list[Feature]], n: int) -> dict[str, list[Feature]
     ends = np.array([np.quantile(values, [0.05, 0.95]) for values in logs.values()])
     low, high = ends[:, 0].max(), ends[:, 1].min()
     pooled = np.concatenate(list(logs.values()))
-    inside = pooled[(pooled >= low) & (pooled <= high)]
+    inside = pooled[(pooled >= min(low, high)) & (pooled <= max(low, high))]
     targets = np.quantile(inside, (np.arange(n) + 0.5) / n) if len(inside) else np.full(n, (low + high) / 2)
     chosen = {}
     for arm, features in usable.items():
@@ -121,7 +122,7 @@ def _usable(sampler: Sampler, arm: str, acts: csc_array) -> list[Feature]:
         feature
         for feature in features
         if all(len(sampler.places(tokens, OPTIONS)) == OPTIONS for tokens in feature.deciles)
-        and len(sampler.silent(feature))
+        and sampler.has_silence(feature)
     ]
 
 
@@ -183,23 +184,24 @@ def _as_often_active(children: dict[int, Feature], own: list[int], others: list[
     return others[int(rng.choice(np.argsort(distances, kind="stable")[:NEAREST]))]
 
 
-def _gold(sampler: Sampler) -> Trial:
+def _gold(sampler: Sampler, characters: Shaped[ndarray, " token"]) -> Trial:
     """An intruder trial whose answer is plain to see: four times the same letter is highlighted."""
-    letters = pd.Series([character for character in sampler.text if character.isalpha()]).value_counts()
-    letter = str(sampler.rng.choice(letters.index[:GOLD_CHARACTERS]))
-    on = np.array([character == letter for character in sampler.text])
+    found, counts = np.unique(characters, return_counts=True)
+    letters = [character for character in found[np.argsort(-counts, kind="stable")].tolist() if character.isalpha()]
+    letter = str(sampler.rng.choice(letters[:GOLD_CHARACTERS]))
+    on = characters == letter
     feature = sampler.feature("", csc_array(on[:, None].astype(float)), 0)
     feature = replace(feature, deciles=[np.concatenate(feature.deciles)] * DECILES)
     shown = len(sampler.places(feature.deciles[0], OPTIONS))
-    enough = shown == OPTIONS and len(sampler.silent(feature)) > 0
+    enough = shown == OPTIONS and sampler.has_silence(feature)
     check("tokens", len(on), f"more: gold items need {OPTIONS} snippets with {letter!r} and one without", enough)
     trial = _intruder(sampler, feature, 0)
     return replace(trial, role=Role.gold, feature=-1, decile=None)
 
 
-def _attention(sampler: Sampler) -> Trial:
+def _attention(sampler: Sampler, characters: Shaped[ndarray, " token"]) -> Trial:
     """A trial that looks like any other and says what to answer, which the snippets would not."""
-    trial = _gold(sampler)
+    trial = _gold(sampler, characters)
     answer = int(sampler.rng.choice([option for option in range(OPTIONS) if option != trial.answer]))
     instruction = f"This one is a check that you are reading: please choose number {answer + 1}."
     return replace(trial, role=Role.attention, answer=answer, instruction=instruction)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from numpy import ndarray
 from scipy.sparse import csc_array
 
@@ -17,14 +17,14 @@ DECILES = 10
 class Feature:
     """Where a feature is active: a latent, a cluster, a direction.
 
-    on: whether it is active on each token of the text. deciles: the tokens that a snippet can be shown for, in ten
+    active: the tokens of the text on which it is, ascending. deciles: those that a snippet can be shown for, in ten
     parts from the weakest activations to the strongest.
     """
 
     arm: str
     index: int
     density: float
-    on: Bool[ndarray, " token"]
+    active: Int[ndarray, " active"]
     deciles: list[Int[ndarray, " _"]]
 
 
@@ -36,17 +36,15 @@ class Sampler:
         self.before = int(width * PEAK)
 
     def feature(self, arm: str, acts: csc_array, index: int) -> Feature:
-        """A feature by its activations (token, feature) on the text."""
+        """A feature by its activations (token, feature; rows ascending) on the text."""
         n = len(self.text)
         column = slice(acts.indptr[index], acts.indptr[index + 1])
         rows, values = acts.indices[column], acts.data[column]
         rows, values = rows[values > 0], values[values > 0]
-        on = np.zeros(n, dtype=bool)
-        on[rows] = True
         whole = (rows >= self.before) & (rows - self.before + self.width <= n)
         # A cluster is equally active everywhere: ties are broken by chance, not by place.
         order = np.lexsort((self.rng.random(int(whole.sum())), values[whole]))
-        return Feature(arm, index, len(rows) / n, on, np.array_split(rows[whole][order], DECILES))
+        return Feature(arm, index, len(rows) / n, rows, np.array_split(rows[whole][order], DECILES))
 
     def places(self, tokens: Int[ndarray, " shown"], n: int) -> list[int]:
         """Up to `n` of some tokens, drawn so that their snippets do not overlap."""
@@ -54,17 +52,28 @@ class Sampler:
 
     def shown(self, feature: Feature, tokens: Int[ndarray, " shown"], n: int) -> list[Snippet]:
         """Up to `n` snippets for some of the tokens on which a feature is active, which is highlighted."""
-        starts = [token - self.before for token in self.places(tokens, n)]
-        return [self._cut(start, np.flatnonzero(feature.on[start : start + self.width])) for start in starts]
+        found = []
+        for start in (token - self.before for token in self.places(tokens, n)):
+            first, beyond = np.searchsorted(feature.active, [start, start + self.width])
+            found.append(self._cut(start, tuple((feature.active[first:beyond] - start).tolist())))
+        return found
 
-    def silent(self, feature: Feature) -> Int[ndarray, " start"]:
-        """Where a snippet on which the feature is active nowhere can begin."""
-        active = np.concatenate([[0], np.cumsum(feature.on)])
-        return np.flatnonzero(active[self.width :] == active[: -self.width])
+    def has_silence(self, feature: Feature) -> bool:
+        """Whether there is a snippet on which the feature is active nowhere."""
+        return bool(self._silence(feature)[1].sum())
 
     def unlike(self, feature: Feature, marks: tuple[int, ...]) -> Snippet:
-        """Text on which the feature is active nowhere, with given highlights."""
-        return self._cut(int(self.rng.choice(self.silent(feature))), np.array(marks, dtype=int))
+        """Text on which the feature is active nowhere, with given highlights: any such snippet is as likely."""
+        first, counts = self._silence(feature)
+        total = np.cumsum(counts)
+        drawn = int(self.rng.integers(total[-1]))
+        gap = int(np.searchsorted(total, drawn, side="right"))
+        return self._cut(int(first[gap] + drawn - (total[gap] - counts[gap])), marks)
 
-    def _cut(self, start: int, marks: Int[ndarray, " mark"]) -> Snippet:
-        return Snippet(self.text[start : start + self.width], tuple(marks.tolist()))
+    def _silence(self, feature: Feature) -> tuple[Int[ndarray, " gap"], Int[ndarray, " gap"]]:
+        """Between active tokens: the first snippet that fits, and how many do."""
+        ends = np.concatenate([[-1], feature.active, [len(self.text)]])
+        return ends[:-1] + 1, np.maximum(np.diff(ends) - self.width, 0)
+
+    def _cut(self, start: int, marks: tuple[int, ...]) -> Snippet:
+        return Snippet(self.text[start : start + self.width], marks)

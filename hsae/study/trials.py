@@ -64,7 +64,7 @@ class Trial:
     instruction: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
     """How many trials of each sort a rater gets."""
 
