@@ -65,7 +65,7 @@ def answer_frame(study: Trials, responses: Sequence[Response]) -> pd.DataFrame:
             features.setdefault((trial.arm, trial.feature), len(features))
     length = sum(vars(study.session).values())
     rows = []
-    for response in sorted(responses):
+    for response in sorted(responses, key=lambda r: (r.rater, r.position)):
         check("trial", response.trial, "one of trials.json", response.trial in trials)
         trial = trials[response.trial]
         _check_kind(trial, response)
