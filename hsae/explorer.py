@@ -194,6 +194,16 @@ def content(
     return found
 
 
+def labels(study: dict[str, Any]) -> dict[int, dict[int, list[str]]]:
+    """Level -> latent -> what people called it, of metrics/study.json."""
+    found: dict[int, dict[int, list[str]]] = {1: {}, 2: {}}
+    for row in study["clarity"]["labels"]:
+        level = {"level1": 1, "level2": 2}.get(row["arm"])
+        if level:
+            found[level][row["feature"]] = row["labels"]
+    return found
+
+
 def facts(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     """metrics/hsae.json in a few words, for the first page."""
     found = [("P(parent active | child active)", f"{evaluation['hierarchy']['p_parent_given_child_decoder']:.2f}")]

@@ -27,7 +27,7 @@ def main() -> None:
         raised = read_tensors(stage.input("data/latent_effects.safetensors"))[0]
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         evaluation = read_json(stage.input("metrics/hsae.json"))
-        evidence = read_evidence(stage)
+        evidence, study = read_evidence(stage), read_json(stage.input("metrics/study.json"))
 
         acts, known, snippets = {}, {}, {}
         for name, basis in causal.hsae_bases(read_hsae(stage, device)).items():
@@ -44,7 +44,7 @@ def main() -> None:
             "text": "".join(alphabet[token] for token in characters.tolist()),
             "width": config.snippet_chars,
             "strongest": config.strongest,
-            "levels": explorer.content(evidence, acts, known, of_levels, {}, alphabet, config),
+            "levels": explorer.content(evidence, acts, known, of_levels, explorer.labels(study), alphabet, config),
         }
         write_text(Path("explorer.html"), explorer.page(content, snippets))
 

@@ -25,7 +25,7 @@ function el(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined) node.setAttribute(name, value);
   }
-  node.append(...children.filter((child) => child !== null));
+  node.append(...children.filter((child) => child !== null && child !== ""));
   return node;
 }
 
@@ -66,12 +66,12 @@ let listed = []; // [level, index] of the links, from the top
 function row(level, index, note = "") {
   const id = el("span", { class: "id" }, `${level}/${index} `);
   const rule = el("span", { class: "rule" }, name(level, index));
-  const link = el("a", { href: address(level, index) }, id, rule, note && el("span", { class: "id" }, `  ${note}`));
+  const link = el("a", { href: address(level, index) }, id, rule);
   if (location.hash === address(level, index)) link.setAttribute("aria-current", "true");
-  return link;
+  return el("div", { class: "row" }, link, note && el("span", { class: "why" }, note));
 }
 
-const leaf = (index) => el("li", {}, el("div", { class: "row" }, row(1, index)));
+const leaf = (index) => el("li", {}, row(1, index));
 
 function branch(parent) {
   const children = parent.children.map(([index]) => index);
@@ -87,7 +87,9 @@ function branch(parent) {
     item.querySelector("ul")?.remove();
     if (wanted) item.append(el("ul", {}, ...children.map(leaf)));
   };
-  item.append(el("div", { class: "row" }, toggle, row(2, parent.index)));
+  const line = row(2, parent.index);
+  line.prepend(toggle);
+  item.append(line);
   item.openBranch = open;
   return item;
 }
@@ -123,8 +125,9 @@ function match(own, query) {
   if (up) return [3, `raises ${shown(query)}`];
   if (single) return null;
   const { first } = snippets[level];
-  for (let s = first[index]; s < first[index + 1]; s++) if (snippetText(level, s).includes(query)) return [4, "snippet"];
-  return null;
+  let n = 0;
+  for (let s = first[index]; s < first[index + 1]; s++) n += snippetText(level, s).includes(query);
+  return n ? [4 + 1 / n, n === 1 ? "1 snippet" : `${n} snippets`] : null;
 }
 
 function search() {
@@ -146,7 +149,7 @@ function search() {
     listed = hits.slice(0, SHOWN).map(([, , own, note]) => [own.level, own.index, note]);
     $("found").textContent = `${hits.length} latents${hits.length > SHOWN ? `, the first ${SHOWN} of them` : ""}`;
   }
-  $("list").replaceChildren(...listed.map(([level, index, note]) => el("li", {}, el("div", { class: "row" }, row(level, index, note)))));
+  $("list").replaceChildren(...listed.map(([level, index, note]) => el("li", {}, row(level, index, note))));
 }
 
 // ---- the latent on the right
