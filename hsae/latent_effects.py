@@ -58,11 +58,10 @@ def effects(model: GPT, store: Store, basis: Basis, config: EffectsConfig, name:
     """
     acts = store.activations.acts.unflatten(0, (-1, store.context))[: config.contexts]
     generator = torch.Generator().manual_seed(seed)
-    clean, somewhere = [], []
-    for part in acts.split(BATCH):
-        clean.append(model.logits(part, store.layer).log_softmax(-1))
-        somewhere.append((_codes(basis, store, part) > 0).any(1).cpu())
-    log_p, active_in = torch.cat(clean), torch.cat(somewhere)
+    log_p = torch.cat([model.logits(part, store.layer).log_softmax(-1) for part in acts.split(BATCH)])
+    # As many rows as contexts times latents: once, instead of again for every pair of them.
+    codes = torch.cat([basis.encode(store.normalizer(part)) for part in acts.split(BATCH)])
+    active_in = (codes > 0).any(1).cpu()
     random = torch.randn(len(basis), store.d_in, generator=generator).to(acts.device)
     random *= basis.directions.norm(dim=1, keepdim=True) / random.norm(dim=1, keepdim=True)
     pairs = _draw(active_in, config.contexts_per_latent, generator)
@@ -73,7 +72,7 @@ def effects(model: GPT, store: Store, basis: Basis, config: EffectsConfig, name:
         for some in pairs.split(BATCH):
             latents, contexts = some[:, 0], some[:, 1]
             stream, before = acts[contexts], log_p[contexts]
-            own = _codes(basis, store, stream)[torch.arange(len(some)), :, latents]
+            own = codes[contexts, :, latents]
             on = (own > 0)[..., None]
             sums = []
             for directions in (basis.directions, random):
@@ -124,10 +123,6 @@ def strongest(raised: Float[ndarray, " vocab"], alphabet: str, n: int) -> tuple[
 
     up, down = order[:n].tolist(), order[::-1][:n].tolist()
     return listed([i for i in up if raised[i] > 0]), listed([i for i in down if raised[i] < 0])
-
-
-def _codes(basis: Basis, store: Store, stream: Float[Tensor, "window pos d_in"]) -> Float[Tensor, "window pos latent"]:
-    return basis.encode(store.normalizer(stream.flatten(0, 1))).view(*stream.shape[:2], -1)
 
 
 def _draw(active_in: Tensor, n: int, generator: torch.Generator) -> Int[Tensor, "pair latent_and_context"]:
