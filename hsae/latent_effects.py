@@ -60,7 +60,8 @@ def effects(model: GPT, store: Store, basis: Basis, config: EffectsConfig, name:
     generator = torch.Generator().manual_seed(seed)
     log_p = torch.cat([model.logits(part, store.layer).log_softmax(-1) for part in acts.split(BATCH)])
     # As many rows as contexts times latents: once, instead of again for every pair of them.
-    codes = torch.cat([basis.encode(store.normalizer(part)) for part in acts.split(BATCH)])
+    codes = torch.cat([basis.encode(store.normalizer(part.flatten(0, 1))) for part in acts.split(BATCH)])
+    codes = codes.view(*acts.shape[:2], -1)
     active_in = (codes > 0).any(1).cpu()
     random = torch.randn(len(basis), store.d_in, generator=generator).to(acts.device)
     random *= basis.directions.norm(dim=1, keepdim=True) / random.norm(dim=1, keepdim=True)
