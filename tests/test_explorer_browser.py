@@ -1,6 +1,8 @@
 """The explorer in a real browser."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from tests.browser import PROBLEMS, chromium, needs_browser
 from tests.explorer import made
 
 pytestmark = needs_browser
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +176,15 @@ def test_it_says_so_where_scripts_are_off(browser, address: str):
     page.goto(address)
     assert "needs JavaScript" in page.locator("main").inner_text()
     context.close()
+
+
+@pytest.mark.skipif("HSAE_SCREENSHOTS" not in os.environ, reason="HSAE_SCREENSHOTS names no folder for the pictures")
+def test_the_picture_of_the_readme(browser):
+    page = browser.new_page(viewport={"width": 1280, "height": 820})
+    page.goto((ROOT / "explorer.html").as_uri())
+    page.select_option("#order", "most found again first")
+    page.keyboard.press("Tab")
+    page.locator("nav .tree a").first.click()
+    page.locator("nav .tree button").first.click()
+    page.screenshot(path=Path(os.environ["HSAE_SCREENSHOTS"]) / "explorer.png")
+    page.close()
