@@ -330,3 +330,4 @@ $("order").addEventListener("change", search);
 window.addEventListener("hashchange", route);
 search();
 route();
+performance.mark("ready");
