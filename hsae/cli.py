@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hsae.study.store import Store
     from hsae.study.trials import Trials
 
-TRIALS, DATABASE = Path("data/study/trials.json"), Path("data/study/study.sqlite")
+TRIALS, DATABASE = Path("data/study/trials.json"), Path("study/study.sqlite")
 
 
 def main(arguments: list[str] | None = None) -> None:
