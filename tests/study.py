@@ -1,5 +1,6 @@
 """A small study, its app as a server, and raters without a browser."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from hsae.study.trials import Kind, Role, Session, Snippet, Trial, Trials, dumps
+from hsae.study.responses import Responses
+from hsae.study.store import Store
+from hsae.study.trials import Kind, Role, Session, Snippet, Trial, Trials, dumps, loads
 
 ARMS = ("arm-level1", "arm-topk", "arm-random")
 LINES = (
@@ -65,6 +68,15 @@ def write(folder: Path, session: Session = FIFTY, features: int = 8) -> Path:
     path = folder / "trials.json"
     path.write_text(dumps(study(session, features)), encoding="utf-8")
     return path
+
+
+def study_at(trials: Path, database: Path) -> Responses:
+    """What a database holds."""
+    content = trials.read_bytes()
+    store = Store(database, loads(content.decode()), hashlib.sha256(content).hexdigest())
+    found = store.responses()
+    store.close()
+    return found
 
 
 # Servers
@@ -125,7 +137,8 @@ class Rater(httpx.Client):
     """A browser without JavaScript. It does not follow redirects by itself."""
 
     def __init__(self, url: str):
-        super().__init__(base_url=url, trust_env=False, timeout=60)
+        # Certificates take long to read and are of no use here.
+        super().__init__(base_url=url, verify=False, trust_env=False, timeout=60)
 
     def page(self, path: str = "/trial") -> Page:
         """A page that is there."""
