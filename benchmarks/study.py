@@ -5,56 +5,18 @@ figures hold the raters' own cost as well: they are threads of this process, on 
 write the result.
 """
 
-import re
 import statistics
 import sys
 import tempfile
 import time
-from http.client import HTTPConnection
 from pathlib import Path
 from threading import Thread
-from urllib.parse import urlencode
 
 from benchmarks.training import machine
 from hsae.files import write_json
-from tests.study import process, study_at, write
+from tests.study import Quick, process, study_at, write
 
 RATERS, PAUSES = 24, {"a second": 1.0, "none": 0.0}
-
-
-class Rater:
-    """A browser that costs little itself; notes how long each request took, in milliseconds."""
-
-    def __init__(self, url: str):
-        self.times: list[float] = []
-        self._connection = HTTPConnection(url.removeprefix("http://"))
-        self._headers = {"Content-Type": "application/x-www-form-urlencoded"}
-
-    def request(self, method: str, path: str, fields: dict[str, str] | None = None) -> str:
-        """A page's text; "" for one that leads elsewhere."""
-        start = time.perf_counter()
-        self._connection.request(method, path, fields and urlencode(fields), self._headers)
-        response = self._connection.getresponse()
-        text = response.read().decode()
-        self.times.append(1000 * (time.perf_counter() - start))
-        assert response.status in (200, 303), text
-        cookie = response.getheader("Set-Cookie")
-        if cookie:
-            self._headers["Cookie"] = cookie.split(";")[0]
-        return text
-
-    def rate(self, pause: float, first: float) -> None:
-        """A whole session, begun after `first` seconds."""
-        time.sleep(first)
-        self.request("POST", "/consent", {**hidden(self.request("GET", "/")), "consent": "yes"})
-        while page := self.request("GET", "/trial"):
-            time.sleep(pause)
-            self.request("POST", "/answer", {**hidden(page), "choice": "0", "rating": "5", "label": "th"})
-
-
-def hidden(page: str) -> dict[str, str]:
-    """The hidden fields of a page's (first) form."""
-    return dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
 
 
 def measure(pause: float) -> dict[str, float]:
@@ -62,7 +24,7 @@ def measure(pause: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         trials, database = write(Path(folder)), Path(folder) / "study.sqlite"
         with process(trials, database) as (_, url):
-            raters = [Rater(url) for _ in range(RATERS)]
+            raters = [Quick(url) for _ in range(RATERS)]
             arguments = [(pause, pause * i / RATERS) for i in range(RATERS)]
             work = [Thread(target=r.rate, args=args) for r, args in zip(raters, arguments, strict=True)]
             start = time.perf_counter()

@@ -123,7 +123,7 @@ def _check(study: Trials) -> None:
         snippets = [snippet for option in trial.options for snippet in option]
         inside = all(0 <= mark < len(snippet.text) for snippet in snippets for mark in snippet.marks)
         check(f"marks of {trial.id}", [s.marks for s in snippets], "positions of the text", inside)
-    available = Counter(trial.role if trial.role != Role.main else trial.kind for trial in study.trials)
+    available: Counter[str] = Counter(trial.role if trial.role != Role.main else trial.kind for trial in study.trials)
     for field in fields(study.session):
         wanted = getattr(study.session, field.name)
         most = available[field.name]
