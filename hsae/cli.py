@@ -82,7 +82,8 @@ def _serve(args: argparse.Namespace) -> None:
         host, port = listening.getsockname()[:2]
         if not ipaddress.ip_address(host).is_loopback:
             print("warning: others can reach this; put a reverse proxy that speaks TLS before it", file=sys.stderr)
-        print(f"serving {args.trials} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        app.router.on_startup.append(lambda: print(f"serving {args.trials} at {address}", flush=True))
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5
         )
@@ -144,9 +145,12 @@ def _store(args: argparse.Namespace, must_exist: bool = False) -> "tuple[Trials,
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises ValueError for an address that cannot be had."""
+    from hsae.config import check
+
+    check("--port", port, "0 to 65535", port in range(65536))
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(f"`--host {host} --port {port}` cannot be had: {error}.") from None
 
 

@@ -1,5 +1,6 @@
 """A small study, its app as a server, and raters without a browser."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -8,13 +9,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlencode
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from hsae.study.trials import Kind, Role, Session, Snippet, Trial, Trials, dumps
+from hsae.study.responses import Responses
+from hsae.study.store import Store
+from hsae.study.trials import Kind, Role, Session, Snippet, Trial, Trials, dumps, loads
 
 ARMS = ("arm-level1", "arm-topk", "arm-random")
 LINES = (
@@ -65,6 +70,15 @@ def write(folder: Path, session: Session = FIFTY, features: int = 8) -> Path:
     path = folder / "trials.json"
     path.write_text(dumps(study(session, features)), encoding="utf-8")
     return path
+
+
+def study_at(trials: Path, database: Path) -> Responses:
+    """What a database holds."""
+    content = trials.read_bytes()
+    store = Store(database, loads(content.decode()), hashlib.sha256(content).hexdigest())
+    found = store.responses()
+    store.close()
+    return found
 
 
 # Servers
@@ -125,7 +139,8 @@ class Rater(httpx.Client):
     """A browser without JavaScript. It does not follow redirects by itself."""
 
     def __init__(self, url: str):
-        super().__init__(base_url=url, trust_env=False, timeout=60)
+        # Certificates take long to read and are of no use here.
+        super().__init__(base_url=url, verify=False, trust_env=False, timeout=60)
 
     def page(self, path: str = "/trial") -> Page:
         """A page that is there."""
@@ -153,3 +168,46 @@ class Rater(httpx.Client):
             assert self.answer(page).status_code == 303
         assert response.headers["location"] == "/done"
         return trials
+
+
+class Quick:
+    """A rater who costs little; notes how long each request took, in milliseconds."""
+
+    def __init__(self, url: str):
+        self.times: list[float] = []
+        self._connection = HTTPConnection(url.removeprefix("http://"))
+        self._headers = {"Content-Type": "application/x-www-form-urlencoded"}
+
+    def request(self, method: str, path: str, fields: dict[str, str] | None = None) -> str:
+        """A page's text; "" for one that leads elsewhere."""
+        start = time.perf_counter()
+        self._connection.request(method, path, urlencode(fields or {}), self._headers)
+        response = self._connection.getresponse()
+        text = response.read().decode()
+        self.times.append(1000 * (time.perf_counter() - start))
+        assert response.status in (200, 303), text
+        cookie = response.getheader("Set-Cookie")
+        if cookie:
+            self._headers["Cookie"] = cookie.split(";")[0]
+        return text
+
+    def rate(self, pause: float = 0.0, first: float = 0.0) -> list[str]:
+        """A whole session, begun after `first` seconds. The trials, in their order."""
+        trials = []
+        time.sleep(first)
+        self.request("POST", "/consent", {**hidden(self.request("GET", "/")), "consent": "yes"})
+        while page := self.request("GET", "/trial"):
+            time.sleep(pause)
+            self.request("POST", "/answer", {**hidden(page), "choice": "0", "rating": "5", "label": "th"})
+            trials.append(hidden(page)["trial"])
+        self.close()
+        return trials
+
+    def close(self) -> None:
+        """Hang up; the next request calls again."""
+        self._connection.close()
+
+
+def hidden(page: str) -> dict[str, str]:
+    """The hidden fields of a page's (first) form."""
+    return dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))

@@ -95,7 +95,8 @@ def test_a_trials_place_in_the_session_tells_nothing_of_its_arm_or_role():
         for position, trial in enumerate(session)
     )
     rows = [[table[what, position] for position in range(8)] for what in (*ARMS, Role.gold, Role.attention)]
-    assert chi2_contingency(rows).pvalue > 0.01  # of one fixed draw
+    p = chi2_contingency(rows).pvalue  # pyright: ignore[reportAttributeAccessIssue]
+    assert p > 0.01  # of one fixed draw
     assert sum(map(sum, rows)) == 600 * 8
 
 

@@ -8,6 +8,7 @@ import secrets
 import sqlite3
 import sys
 from dataclasses import astuple
+from functools import cache
 from itertools import groupby
 from typing import Annotated
 
@@ -180,6 +181,7 @@ class Site:
         return HTMLResponse(self._environment.get_template(name).render(**content), status)
 
 
+@cache  # many raters see it
 def runs(snippet: Snippet) -> list[tuple[str, bool]]:
     """A snippet's text in pieces that are highlighted or not, with its line ends made visible."""
     marks = set(snippet.marks)
