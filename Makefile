@@ -23,6 +23,7 @@ ablations frontier comparison recovery: .venv/installed  ## run a sweep of hsae/
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: hsae needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 bench: .venv/installed .peers/installed  ## time training beside SAELens, dictionary_learning and sparsify, and all else
@@ -36,6 +37,7 @@ bench: .venv/installed .peers/installed  ## time training beside SAELens, dictio
 	.peers/bin/python -m pip install --quiet torch==2.13.0
 	.peers/bin/python -m pip install --quiet --requirement requirements.lock
 	.peers/bin/python -m pip install --quiet --constraint requirements.lock $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])')
+	.peers/bin/python -m pip install --quiet --no-deps --editable .
 	-.peers/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 

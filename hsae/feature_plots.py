@@ -90,3 +90,55 @@ def proxies(table: pd.DataFrame) -> Figure:
     panels[-1].axvline(0.2, color="black", linewidth=1, linestyle="--")  # chance
     sns.move_legend(panels[-1], "center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     return figure
+
+
+def recurrence(table: pd.DataFrame) -> Figure:
+    """Histograms of the cosines between latents and their matches in another seed. Columns: level, cosine, null."""
+    kinds = {"cosine": "latents of another seed", "null": "random directions, same second moments"}
+    tidy = table.rename(columns=kinds).melt("level", [*kinds.values()], "matched with", "cosine")
+    grid = sns.displot(
+        tidy, x="cosine", hue="matched with", col="level", bins=30, stat="proportion", common_norm=False,
+        element="step", height=3.2, aspect=1.3, facet_kws={"sharey": False},
+    )  # fmt: skip
+    grid.set_titles("level {col_name}").set_axis_labels("cosine of matched decoder directions", "share of latents")
+    return grid.figure
+
+
+def latent_effects(table: pd.DataFrame) -> Figure:
+    """What removing a latent changes, against removing as much in a random direction. Columns: level, kl, kl_null."""
+    shown = table.query("kl > 0 and kl_null > 0").astype({"level": str})
+    figure = Figure(figsize=(5.6, 5), layout="constrained")
+    axes = figure.subplots()
+    sns.scatterplot(shown, x="kl_null", y="kl", hue="level", style="level", s=24, alpha=0.6, ax=axes)
+    if len(shown):
+        ends = [shown[["kl", "kl_null"]].min().min(), shown[["kl", "kl_null"]].max().max()]
+        axes.plot(ends, ends, color="black", linewidth=1, linestyle="--")
+        axes.set(xscale="log", yscale="log")
+    axes.set(
+        xlabel="random direction of the same length: KL (nats)", ylabel="latent removed: KL of next character (nats)"
+    )
+    return figure
+
+
+def case(raised: pd.DataFrame, children: pd.DataFrame, standing: pd.DataFrame) -> Figure:
+    """One latent: the next characters that it raises and lowers, its children, and where it stands among all.
+
+    Columns of `raised`: character, nats; of `children`: child, weight, p_parent_given_child; of `standing`: measure,
+    percentile (0 to 100).
+    """
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    sign = raised.assign(change=np.where(raised["nats"] > 0, "raised", "lowered"))
+    sns.barplot(sign, x="nats", y="character", hue="change", hue_order=["raised", "lowered"], ax=left, legend=False)
+    left.axvline(0, color="black", linewidth=1)
+    left.set(xlabel="change of log probability (nats)", ylabel="next character", title="What it causes")
+    names = {"weight": "decoder weight", "p_parent_given_child": "P(parent | child)"}
+    tidy = children.rename(columns=names).melt("child", [*names.values()], "measure", "value").astype({"child": str})
+    sns.barplot(tidy, x="value", y="child", hue="measure", ax=middle)
+    middle.set(xlabel="", ylabel="level-1 latent", title="Its children", xlim=(0, 1.02))
+    if len(children):
+        sns.move_legend(middle, "upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, title=None, frameon=False)
+    sns.stripplot(standing, x="percentile", y="measure", size=10, color="C0", ax=right)
+    right.set(xlabel="percentile among level-2 latents", ylabel="", title="Where it stands", xlim=(-3, 103))
+    right.axvline(50, color="black", linewidth=1, linestyle="--")
+    return figure

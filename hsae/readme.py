@@ -132,15 +132,95 @@ def causal(result: dict[str, Any]) -> str:
     return _markdown(head, lines)
 
 
-TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "results": ("metrics/evaluate.json", results),
-    "speed": ("benchmarks/training.json", speed),
-    "levels": ("benchmarks/levels.json", levels),
-    "pipeline": ("benchmarks/pipeline.json", pipeline),
-    "information": ("benchmarks/information.json", information),
-    "recovery": ("metrics/recovery.json", recovery),
-    "causal": ("metrics/causal_tracing.json", causal),
-}
+def latents(
+    information: dict[str, Any],
+    absorption: dict[str, Any],
+    proxies: dict[str, Any],
+    effects: dict[str, Any],
+    recurrence: dict[str, Any],
+) -> str:
+    """What single latents are worth, a row per measure: both levels, flat TopK of either width, and chance."""
+    names = {
+        "hsae_level1": "HSAE level1", "hsae_level2": "HSAE level2",
+        "flat_topk": "topk", "flat_topk_level2": "topk_level2",
+    }  # fmt: skip
+    probes = [information["probes"][name]["next_character"]["bound"] for name in names]
+    entropy = information["probes"]["activations"]["next_character"]["entropy"]
+    known = [absorption["methods"][name]["mean"] for name in names.values()]
+    rules = [proxies[name] for name in names.values()]
+    nulls = [f"{rule['proxy_f1_null']['mean']:.2f}" for rule in rules]
+    levels = ("level1", "level2")
+    ratios = [2 ** effects[level]["log2_ratio"] for level in levels]
+    again = [f"{recurrence[level]['recurs']:.0%}" for level in levels]
+    by_chance = max(recurrence[level]["recurs_null"] for level in levels)
+    lines = [
+        ["told of the next character (nats)", *(f"{value:.2f}" for value in probes), f"of {entropy:.2f}"],
+        ["F1 of the best latent for a concept", *(f"{own['first_feature_f1']:.2f}" for own in known),
+         f"{max(own['first_feature_f1_null'] for own in known):.2f}"],
+        ["tokens whose concept is absorbed", *(f"{own['absorption']:.1%}" for own in known), ""],
+        ["F1 of a short rule (proxy)", *(f"{rule['proxy_f1']['mean']:.2f}" for rule in rules), " / ".join(nulls)],
+        ["intruders found by a simulated rater (proxy)",
+         *(f"{rule['proxy_intruder']['mean']:.0%}" for rule in rules), "20%"],
+        ["effect of its removal, over a random direction's", *(f"{ratio:.1f} ×" for ratio in ratios), "", "", "1 ×"],
+        ["found again by another seed", *again, "", "", f"{by_chance:.0%}"],
+    ]  # fmt: skip
+    return _markdown(["", "level 1", "level 2", "TopK", "TopK, level-2 width", "chance"], lines)
+
+
+def hierarchy(
+    evaluation: dict[str, Any], information: dict[str, Any], clusters: dict[str, Any], *controls: dict[str, Any]
+) -> str:
+    """What the two levels know of each other, a row per measure, beside what it must be compared with."""
+    found, tree, groups = information["levels"], evaluation["hierarchy"], clusters["taxonomy"]
+    parent = "p_parent_given_child_decoder"
+    of_controls = [control["hierarchy"][parent] for control in controls]
+    ami = {name: f"{labels['current_character']:.2f}" for name, labels in groups.items()}
+    lines = [
+        ["P(parent active given child)", f"{tree[parent]:.2f}",
+         f"{tree['p_parent_given_child_null_decoder']:.2f} with parents shuffled"],
+        ["the same on a fifth of the tokens", f"{of_controls[0]:.2f}",
+         f"{of_controls[1]:.2f} random decoder, {of_controls[2]:.2f} untrained transformer, "
+         f"{of_controls[3]:.2f} shuffled activations"],
+        ["parents with a child that tells of them", f"{found['parents_with_child']:.1%}",
+         f"{min(control['information']['parents_with_child'] for control in controls):.1%} or more in the controls"],
+        ["share of a parent's entropy that a child takes away", f"{found['u_children']:.1%}",
+         f"{found['u_others']:.1%} another latent"],
+        ["what its eight best children leave of it (median)",
+         f"{information['conditional_entropy']['8']['median']:.0%}", ""],
+        ["information against decoder weight, over children (Spearman)", f"{found['weight_correlation_children']:.2f}",
+         f"{found['weight_correlation']:.2f} over all pairs"],
+        ["groups of level 2 and characters (AMI), by co-activation", ami["level2_by_coactivation"],
+         f"{ami['flat_by_coactivation']} clusters of a flat SAE"],
+        ["the same by decoder", ami["level2_by_decoder"], f"{ami['flat_by_decoder']} clusters of a flat SAE"],
+    ]  # fmt: skip
+    return _markdown(["", "HSAE", "beside it"], lines)
+
+
+CONTROLS = ("trained", "random_decoder", "random_transformer", "shuffled_activations")
+TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
+    "results": (("metrics/evaluate.json",), results),
+    "latents": (
+        (
+            "metrics/mutual_information.json", "metrics/absorption.json", "metrics/interpretability_proxy.json",
+            "metrics/latent_effects.json", "metrics/recurrence.json",
+        ),
+        latents,
+    ),
+    "hierarchy": (
+        (
+            "metrics/hsae.json", "metrics/mutual_information.json", "metrics/feature_clustering.json",
+            *(f"metrics/control/{name}.json" for name in CONTROLS),
+        ),
+        hierarchy,
+    ),
+    "speed": (("benchmarks/training.json",), speed),
+    "levels": (("benchmarks/levels.json",), levels),
+    "pipeline": (("benchmarks/pipeline.json",), pipeline),
+    "information": (("benchmarks/information.json",), information),
+    "recovery": (("metrics/recovery.json",), recovery),
+    "causal": (("metrics/causal_tracing.json",), causal),
+}  # fmt: skip
+"""Table -> the files that it is made from, and how."""
 
 
 def block(name: str) -> re.Pattern[str]:
@@ -152,8 +232,8 @@ def main() -> None:
     """Rewrite the tables in place."""
     readme = Path("README.md")
     text = readme.read_text(encoding="utf-8")
-    for name, (source, table) in TABLES.items():
-        content = table(read_json(Path(source)))
+    for name, (sources, table) in TABLES.items():
+        content = table(*(read_json(Path(source)) for source in sources))
         text = block(name).sub(lambda _, content=content: content, text)
     write_text(readme, text)
 

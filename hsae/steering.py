@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from numpy import ndarray
 from torch import Tensor
 
@@ -87,6 +87,28 @@ def responses(
             found.append(Response(changes[1:], changes[0]))
             bar.advance()
     return found
+
+
+@torch.no_grad()
+def sample(
+    model: GPT,
+    layer: int,
+    prompt: Int[Tensor, " pos"],
+    added: Float[Tensor, "way d_model"],
+    n_tokens: int,
+    generator: torch.Generator,
+) -> Int[Tensor, "way n_tokens"]:
+    """Continue a prompt at temperature 1, in several ways: with a vector added to the stream after block `layer`.
+
+    All ways draw with the same random numbers, so that they part only where the vectors part them.
+    """
+    tokens = prompt.expand(len(added), -1)
+    for _ in range(n_tokens):
+        stream = model.residual(tokens[:, -model.config.context :], layer) + added[:, None]
+        cumulative = model.logits(stream, layer)[:, -1].softmax(-1).cumsum(-1)
+        drawn = torch.rand(1, generator=generator).to(cumulative.device) * cumulative[:, -1:]
+        tokens = torch.cat([tokens, torch.searchsorted(cumulative, drawn).clamp(max=cumulative.shape[1] - 1)], 1)
+    return tokens[:, len(prompt) :]
 
 
 def gain_at(damage: float, gains: Float[ndarray, " dose"], damages: Float[ndarray, " dose"]) -> float:

@@ -8,16 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from hsae import controls, gpt, run
-from hsae.controls import Control, ControlConfig, Training
-from hsae.dictionary import DictionaryConfig, LatentConfig
+from hsae.controls import Control, ControlConfig
 from hsae.feature_clustering import FeatureClusteringConfig
 from hsae.files import read_json, read_tensors, write_json
 from hsae.language_model import TransformerConfig
 from hsae.latent_classes import Text
-from hsae.losses import Coefficients
 from hsae.shared_information import InformationConfig
-from hsae.sharpening import Sharpening
-from hsae.training import Phase
+from stages.budget import read_training
 from stages.files import read_store
 
 
@@ -29,7 +26,7 @@ def main(control: Control) -> None:
         information = replace(stage.params(InformationConfig, "mutual_information"), shifts=config.shifts)
         clustering = stage.params(FeatureClusteringConfig, "feature_clustering")
         transformer_seed = stage.params(TransformerConfig, "train_transformer").seed
-        training = _training(stage)
+        training = read_training(stage)
         tensors, header = read_tensors(stage.input("models/transformer.safetensors"))
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
@@ -51,18 +48,6 @@ def main(control: Control) -> None:
         if control in (Control.trained, Control.random_decoder):
             recovered = controls.loss_recovered(model, gpt.load(tensors, header).to(device), test, tokens)
         write_json(Path(f"metrics/control/{control}.json"), {**result, "recovered": recovered})
-
-
-def _training(stage: run.Stage) -> Training:
-    return Training(
-        stage.params(Coefficients),
-        stage.params(LatentConfig),
-        stage.params(DictionaryConfig),
-        stage.params(Phase, "phase1"),
-        stage.params(Sharpening, "sharpening"),
-        stage.params(Phase, "phase2"),
-        stage.params(Phase, "phase3"),
-    )
 
 
 if __name__ == "__main__":

@@ -38,6 +38,14 @@ TINY = {
         "parents": 2, "children": 2,
     },
     "steering": {"contexts": 4, "doses": [0.5, 1.0], "random": 2},
+    "latent_effects": {"contexts": 8, "contexts_per_latent": 1},
+    "build_study": {
+        "tokens": 2048, "features": 2, "trials": 1, "parents": 2, "snippet_chars": 8, "clarity_snippets": 2, "gold": 2,
+        "attention": 1, "session": {"intruder": 2, "odd_child": 1, "clarity": 1, "gold": 1, "attention": 1},
+    },
+    "score_study": {"reference": "random directions"},
+    "build_explorer": {"tokens": 1024, "strongest": 2, "per_band": 1},
+    "case_studies": {"cases": 2, "snippets": 2, "sample_chars": 8},
     "control": {"tokens": 4096, "test_tokens": 1024, "shifts": 10},
     "report": {"n_parents": 2, "n_snippets": 2},
 }  # fmt: skip

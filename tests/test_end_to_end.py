@@ -30,7 +30,8 @@ RIVALS = {
 }
 CONTROLS = {f"control@{name}" for name in ("trained", "random_decoder", "random_transformer", "shuffled_activations")}
 TRACED = {"causal_tracing", "steering", "interpretability_proxy"}
-ANALYSES = {"mutual_information", "feature_clustering", "absorption", *TRACED}
+LOOKED_AT = {"recurrence", "latent_effects", "build_study", "score_study", "build_explorer", "case_studies"}
+ANALYSES = {"mutual_information", "feature_clustering", "absorption", *TRACED, *LOOKED_AT}
 AFTER_BETA2 = {"phase2", "phase3", "evaluate_hsae", "evaluate", *ANALYSES, *CONTROLS, "report"}
 ALL_STAGES = (
     {"prepare_data", "train_transformer", "extract_activations", "phase1", "synthetic", *AFTER_BETA2}

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -63,7 +64,7 @@ class Trial:
     instruction: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
     """How many trials of each sort a rater gets."""
 
@@ -107,6 +108,11 @@ def loads(text: str) -> Trials:
     return study
 
 
+def available(trials: Iterable[Trial]) -> Counter[str]:
+    """How many trials there are of each sort that a `Session` names."""
+    return Counter(str(trial.kind if trial.role == Role.main else trial.role) for trial in trials)
+
+
 def _trial(row: dict[str, Any]) -> Trial:
     options = tuple(tuple(Snippet(s["text"], tuple(s["marks"])) for s in option) for option in row["options"])
     return Trial(**{**row, "kind": Kind(row["kind"]), "role": Role(row["role"]), "options": options})
@@ -123,8 +129,6 @@ def _check(study: Trials) -> None:
         snippets = [snippet for option in trial.options for snippet in option]
         inside = all(0 <= mark < len(snippet.text) for snippet in snippets for mark in snippet.marks)
         check(f"marks of {trial.id}", [s.marks for s in snippets], "positions of the text", inside)
-    available = Counter(trial.role if trial.role != Role.main else trial.kind for trial in study.trials)
-    for field in fields(study.session):
-        wanted = getattr(study.session, field.name)
-        most = available[field.name]
-        check(f"session.{field.name}", wanted, f"0 to {most}, the trials that there are", 0 <= wanted <= most)
+    counts = available(study.trials)
+    for name, wanted in vars(study.session).items():
+        check(f"session.{name}", wanted, f"0 to {counts[name]}, those that there are", 0 <= wanted <= counts[name])

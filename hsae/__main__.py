@@ -1,0 +1,5 @@
+"""`python -m hsae` is `hsae`."""
+
+from hsae.cli import main
+
+main()

@@ -1,0 +1,134 @@
+"""What each latent causes: it is taken out of the residual stream of ordinary text, and the next characters change.
+
+A latent's part of the stream, its activation times its direction, is removed wherever it is active in a context (zero
+ablation of the latent, as in Marks et al. 2024, arXiv 2403.19647), and the distributions of the next character are
+compared where it was. The null removes as much in a random direction instead.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from hsae.activations import Store
+from hsae.causal import Basis
+from hsae.config import check_positive
+from hsae.gpt import GPT
+from hsae.progress import Progress
+from hsae.statistics import bootstrap_interval
+
+BATCH = 64  # contexts at a time
+
+
+@dataclass
+class EffectsConfig:
+    """Section `latent_effects`: contexts of the test split that are looked at, and how many are run for each latent."""
+
+    contexts: int
+    contexts_per_latent: int
+
+    def __post_init__(self) -> None:
+        check_positive(self, vars(self))
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What removing each latent does; nan for a latent that is active nowhere.
+
+    table: a row per latent, with columns latent, tokens (on which it was active and removed), kl (mean divergence of
+    the next character's distribution without the latent from that with it, nats) and kl_null (random directions).
+    raised: mean log probability of every next character with the latent, less that without it.
+    """
+
+    table: pd.DataFrame
+    raised: Float[ndarray, "latent vocab"]
+
+
+@torch.no_grad()
+def effects(model: GPT, store: Store, basis: Basis, config: EffectsConfig, name: str, seed: int) -> Effects:
+    """Remove every latent of `basis`, one at a time, in contexts of `store` that are drawn among those it is active in.
+
+    Contexts are the first `config.contexts` (or all that there are).
+    """
+    acts = store.activations.acts.unflatten(0, (-1, store.context))[: config.contexts]
+    generator = torch.Generator().manual_seed(seed)
+    log_p = torch.cat([model.logits(part, store.layer).log_softmax(-1) for part in acts.split(BATCH)])
+    # As many rows as contexts times latents: once, instead of again for every pair of them.
+    codes = torch.cat([basis.encode(store.normalizer(part.flatten(0, 1))) for part in acts.split(BATCH)])
+    codes = codes.view(*acts.shape[:2], -1)
+    active_in = (codes > 0).any(1).cpu()
+    random = torch.randn(len(basis), store.d_in, generator=generator).to(acts.device)
+    random *= basis.directions.norm(dim=1, keepdim=True) / random.norm(dim=1, keepdim=True)
+    pairs = _draw(active_in, config.contexts_per_latent, generator)
+    n_vocab = log_p.shape[-1]
+    tokens, kl, kl_null = (torch.zeros(len(basis), dtype=torch.double) for _ in range(3))
+    raised = torch.zeros(len(basis), n_vocab, dtype=torch.double)
+    with Progress(f"latent_effects {name}", len(pairs)) as bar:
+        for some in pairs.split(BATCH):
+            latents, contexts = some[:, 0], some[:, 1]
+            stream, before = acts[contexts], log_p[contexts]
+            own = codes[contexts, :, latents]
+            on = (own > 0)[..., None]
+            sums = []
+            for directions in (basis.directions, random):
+                removed = store.normalizer.scale * own[..., None] * directions[latents][:, None]
+                change = before - model.logits(stream - removed, store.layer).log_softmax(-1)
+                sums += [(before.exp() * change * on).sum((1, 2)), (change * on).sum(1)]
+            kl.index_add_(0, latents, sums[0].double().cpu())
+            raised.index_add_(0, latents, sums[1].double().cpu())
+            kl_null.index_add_(0, latents, sums[2].double().cpu())
+            tokens.index_add_(0, latents, on.sum((1, 2)).double().cpu())
+            bar.advance(len(some))
+    columns = {"tokens": tokens, "kl": kl / tokens, "kl_null": kl_null / tokens}
+    table = pd.DataFrame({key: value.numpy() for key, value in columns.items()})
+    table.insert(0, "latent", np.arange(len(basis)))
+    return Effects(table.astype({"tokens": int}), (raised / tokens[:, None]).numpy())
+
+
+def summarize(table: pd.DataFrame) -> dict[str, Any]:
+    """level -> mean kl and kl_null over latents, the mean of log2(kl / kl_null) with its 95% interval, the share above.
+
+    Latents that were active nowhere are left out; None where there are fewer than two others.
+    """
+    result: dict[str, Any] = {}
+    for level, rows in table.groupby("level"):
+        seen = rows.query("kl > 0 and kl_null > 0")
+        kl, kl_null = (seen[column].to_numpy(float) for column in ("kl", "kl_null"))
+        ratio = np.log2(kl / kl_null)
+        enough = len(seen) > 1
+        result[f"level{level}"] = {
+            "latents": len(seen),
+            "kl": float(kl.mean()) if enough else None,
+            "kl_null": float(kl_null.mean()) if enough else None,
+            "log2_ratio": float(ratio.mean()) if enough else None,
+            "interval": list(bootstrap_interval(ratio, seed=0)) if enough else None,
+            "above_null": float((ratio > 0).mean()) if enough else None,
+        }
+    return result
+
+
+def strongest(raised: Float[ndarray, " vocab"], alphabet: str, n: int) -> tuple[list[list[Any]], list[list[Any]]]:
+    """The `n` characters whose log probability a latent raises most, and lowers most, each with the change in nats."""
+    if not np.isfinite(raised).all():
+        return [], []
+    order = np.argsort(-raised, kind="stable")
+
+    def listed(indices: Iterator[int] | list[int]) -> list[list[Any]]:
+        return [[alphabet[i], round(float(raised[i]), 3)] for i in indices]
+
+    up, down = order[:n].tolist(), order[::-1][:n].tolist()
+    return listed([i for i in up if raised[i] > 0]), listed([i for i in down if raised[i] < 0])
+
+
+def _draw(active_in: Tensor, n: int, generator: torch.Generator) -> Int[Tensor, "pair latent_and_context"]:
+    """Up to `n` contexts for each latent, drawn among those where it is active, in the order of the latents."""
+    order = torch.rand(active_in.shape, generator=generator).masked_fill_(~active_in, 2.0).argsort(0)[:n]
+    latents = torch.arange(active_in.shape[1]).expand_as(order)
+    found = active_in.gather(0, order)
+    return torch.stack([latents[found], order[found]], 1)[latents[found].argsort(stable=True)]

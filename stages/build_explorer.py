@@ -1,0 +1,53 @@
+"""Both levels, latent by latent, as one self-contained page: explorer.html."""
+
+from pathlib import Path
+
+from scipy.sparse import csc_array
+
+from hsae import causal, explorer, run
+from hsae.coactivation import sparse_acts
+from hsae.dictionary import DictionaryConfig
+from hsae.explorer import ExplorerConfig
+from hsae.files import read_json, read_tensors, write_text
+from stages.evidence import read_evidence
+from stages.files import read_store
+from stages.trained import read_hsae
+
+
+def main() -> None:
+    """Run the stage."""
+    with run.stage("build_explorer") as stage:
+        device = stage.device()
+        config, seed = stage.params(ExplorerConfig, "build_explorer"), stage.params(DictionaryConfig).seed
+        store = read_store(stage, "test", device)
+        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
+        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        n = min(config.tokens, len(store)) // store.context * store.context
+        characters = tokens[store.activations.offsets[:n].long()].long().numpy()
+        raised = read_tensors(stage.input("data/latent_effects.safetensors"))[0]
+        corpus = read_json(stage.input("data/corpus.json"))["name"]
+        evaluation = read_json(stage.input("metrics/hsae.json"))
+        evidence, study = read_evidence(stage), read_json(stage.input("metrics/study.json"))
+
+        acts, known, snippets = {}, {}, {}
+        for name, basis in causal.hsae_bases(read_hsae(stage, device)).items():
+            level = int(name.removeprefix("level"))
+            acts[level] = csc_array(sparse_acts(basis.encode, store.x(slice(0, n)).split(4096)))
+            directions = basis.directions.double().cpu().numpy()
+            known[level] = explorer.latents(acts[level], directions, characters, alphabet, config)
+            snippets[level] = explorer.snippets(acts[level], config, seed)
+        of_levels = {level: raised[f"level{level}"].double().numpy() for level in acts}
+        content = {
+            "title": f"HSAE explorer: {corpus}",
+            "corpus": corpus,
+            "facts": explorer.facts(evaluation),
+            "text": "".join(alphabet[token] for token in characters.tolist()),
+            "width": config.snippet_chars,
+            "strongest": config.strongest,
+            "levels": explorer.content(evidence, acts, known, of_levels, explorer.labels(study), alphabet, config),
+        }
+        write_text(Path("explorer.html"), explorer.page(content, snippets))
+
+
+if __name__ == "__main__":
+    main()

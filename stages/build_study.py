@@ -1,0 +1,56 @@
+"""Activations of every arm -> the trials of a study with people: data/study/trials.json."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.sparse import csc_array
+
+from hsae import run
+from hsae.coactivation import sparse_acts
+from hsae.files import read_json, read_tensors, write_text
+from hsae.study import design, trials
+from hsae.study.design import StudyConfig
+from stages.clusters import read_clusters
+from stages.files import read_store
+from stages.trained import read_flat, read_hsae
+
+RANDOM = 256  # directions among which those that match the other arms are chosen
+
+
+def main(flat: str) -> None:
+    """Run the stage."""
+    with run.stage("build_study") as stage:
+        device = stage.device()
+        config = stage.params(StudyConfig, "build_study")
+        hsae, kmeans = read_hsae(stage, device), read_clusters(stage, "kmeans", device)
+        store = read_store(stage, "test", device)
+        n = min(config.tokens, len(store)) // store.context * store.context
+        x = store.x(slice(0, n)).split(4096)
+        encoders = {
+            "level1": hsae.level1.encode,
+            "level2": lambda part: hsae.level2.encode(hsae.level1.encode(part)),
+            f"flat {flat}": read_flat(stage, flat, device).encode,
+            "kmeans": lambda part: kmeans.reconstruct(part)[0],
+        }
+        arms = {name: csc_array(sparse_acts(encode, x)) for name, encode in encoders.items()}
+        densities = np.concatenate([np.diff(arms[level].indptr) for level in ("level1", "level2")]) / n
+        directions = torch.randn(store.d_in, RANDOM, generator=torch.Generator().manual_seed(config.seed))
+        projections = torch.cat([part.cpu() @ directions for part in x]).numpy()
+        arms["random directions"] = design.random_directions(
+            projections, np.quantile(densities[densities > 0], np.linspace(0, 1, RANDOM))
+        )
+        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
+        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        text = "".join(alphabet[token] for token in tokens[store.activations.offsets[:n].long()].tolist())
+        corpus = read_json(stage.input("data/corpus.json"))["name"]
+        edges = pd.read_csv(stage.input("plots/edges.csv"))
+        write_text(Path("data/study/trials.json"), trials.dumps(design.build(arms, edges, text, config, corpus)))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--flat", required=True)
+    main(**vars(parser.parse_args()))
