@@ -30,6 +30,8 @@ bench: .venv/installed .peers/installed  ## time training beside SAELens, dictio
 	.peers/bin/python -m benchmarks.training benchmarks/training.json plots/benchmark.png
 	$(BIN)/python -m benchmarks.levels benchmarks/levels.json
 	$(BIN)/python -m benchmarks.information benchmarks/information.json
+	$(BIN)/python -m benchmarks.study benchmarks/study.json
+	$(BIN)/python -m benchmarks.explorer benchmarks/explorer.json
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.pipeline benchmarks/pipeline.json plots/pipeline.png
 
 .peers/installed: requirements.lock pyproject.toml

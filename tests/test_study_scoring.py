@@ -273,7 +273,7 @@ def run_stage(folder: Path, asked: Trials, found: Responses) -> subprocess.Compl
 
 
 def test_the_stage_binds_responses_to_the_bytes_of_the_trials(tmp_path: Path):
-    reference = "topk_level2"  # of params.yaml
+    reference = "flat jumprelu"  # of params.yaml
     asked = study([reference, "level2"], 4)
     found = replace(responses(asked, 3, {}), trials_sha256=sha256(trials_file.dumps(asked).encode()).hexdigest())
     for given, n in ((found, len(found.responses)), (NOBODY, 0)):
