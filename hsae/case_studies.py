@@ -39,9 +39,8 @@ class CaseConfig:
     """Section `case_studies`.
 
     cases: latents beside the one that fails. children: shown of each; characters: raised most, and lowered most.
-    snippets: examples, and of each sort of
-    counter-example. snippet_chars: of a snippet. prompt_chars, sample_chars: of the steering samples. dose: what is
-    added, in units of the latent's largest activation.
+    snippets: examples, and of each sort of counter-example. snippet_chars: of a snippet. prompt_chars, sample_chars: of
+    the steering samples. dose: what is added, in units of the latent's largest activation.
     """
 
     cases: int
@@ -83,11 +82,11 @@ class Material:
     def found(self) -> pd.DataFrame:
         """`criteria` of all latents."""
         mass = np.asarray(self.acts.sum(0), dtype=float).ravel()
-        return criteria(self.latents, self.evidence.children(), mass, self.fdr)
+        return criteria(self.latents, self.evidence.children, mass, self.fdr)
 
     def children(self, latent: int, n: int) -> pd.DataFrame:
         """The first rows of `Evidence.children` of a latent, each with its rule: a list of n-grams."""
-        own = self.evidence.children().query("parent == @parent", local_dict={"parent": latent}).head(n)
+        own = self.evidence.children.query("parent == @parent", local_dict={"parent": latent}).head(n)
         children = own["child"].tolist()
         known = self.evidence.latents(1, max(children, default=-1) + 1).to_dict("index")
         return own.assign(rule=[_rule(known[child]) for child in children])
@@ -96,7 +95,7 @@ class Material:
 def criteria(table: pd.DataFrame, children: pd.DataFrame, mass: Float[ndarray, " latent"], fdr: float) -> pd.DataFrame:
     """A row per level-2 latent: which of CRITERIA it meets (bool), met (how many), and rank (its mean percentile).
 
-    `table`: `Evidence.latents(2, ...)`; `children`: `Evidence.children()`; `mass`: summed activation. What is not known
+    `table`: `Evidence.latents(2, ...)`; `children`: `Evidence.children`; `mass`: summed activation. What is not known
     of a latent counts against it.
     """
     tells = (children["q"] <= fdr) & (children["p_parent_given_child"] >= MIN_P_PARENT)

@@ -1,6 +1,7 @@
 """What other stages found out about each latent of an HSAE, put together."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -37,6 +38,7 @@ class Evidence:
         table = table.join(proxies[["rule", "length", "proxy_f1", "proxy_f1_null"]]).join(recurrence[["cosine"]])
         return table.assign(cosine_null=recurrence["null"].quantile(0.95)).join(effects[["tokens", "kl", "kl_null"]])
 
+    @cached_property
     def children(self) -> pd.DataFrame:
         """A row per child and its parent, the largest weight first: those of `edges`, and u.
 

@@ -159,7 +159,7 @@ def content(
 
     `raised`: nats by which each latent raises every next character. `labels`: level -> latent -> what people called it.
     """
-    children = evidence.children()
+    children = evidence.children
     columns = ["weight", "share", "p_parent_given_child", "u"]
     of_parent, of_child = (
         records(children, by, [other, *columns]) for by, other in (("parent", "child"), ("child", "parent"))

@@ -5,7 +5,6 @@ ablation of the latent, as in Marks et al. 2024, arXiv 2403.19647), and the dist
 compared where it was. The null removes as much in a random direction instead.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,14 +74,12 @@ def effects(model: GPT, store: Store, basis: Basis, config: EffectsConfig, name:
             stream, before = acts[contexts], log_p[contexts]
             own = codes[contexts, :, latents]
             on = (own > 0)[..., None]
-            sums = []
-            for directions in (basis.directions, random):
+            for directions, divergence in ((basis.directions, kl), (random, kl_null)):
                 removed = store.normalizer.scale * own[..., None] * directions[latents][:, None]
                 change = before - model.logits(stream - removed, store.layer).log_softmax(-1)
-                sums += [(before.exp() * change * on).sum((1, 2)), (change * on).sum(1)]
-            kl.index_add_(0, latents, sums[0].double().cpu())
-            raised.index_add_(0, latents, sums[1].double().cpu())
-            kl_null.index_add_(0, latents, sums[2].double().cpu())
+                divergence.index_add_(0, latents, (before.exp() * change * on).sum((1, 2)).double().cpu())
+                if directions is basis.directions:
+                    raised.index_add_(0, latents, (change * on).sum(1).double().cpu())
             tokens.index_add_(0, latents, on.sum((1, 2)).double().cpu())
             bar.advance(len(some))
     columns = {"tokens": tokens, "kl": kl / tokens, "kl_null": kl_null / tokens}
@@ -117,13 +114,10 @@ def strongest(raised: Float[ndarray, " vocab"], alphabet: str, n: int) -> tuple[
     """The `n` characters whose log probability a latent raises most, and lowers most, each with the change in nats."""
     if not np.isfinite(raised).all():
         return [], []
-    order = np.argsort(-raised, kind="stable")
-
-    def listed(indices: Iterator[int] | list[int]) -> list[list[Any]]:
-        return [[alphabet[i], round(float(raised[i]), 3)] for i in indices]
-
-    up, down = order[:n].tolist(), order[::-1][:n].tolist()
-    return listed([i for i in up if raised[i] > 0]), listed([i for i in down if raised[i] < 0])
+    order = np.argsort(-raised, kind="stable").tolist()
+    listed = [[alphabet[i], round(float(raised[i]), 3)] for i in order]
+    n_up, n_down = min(int((raised > 0).sum()), n), min(int((raised < 0).sum()), n)
+    return listed[:n_up], listed[::-1][:n_down]
 
 
 def _draw(active_in: Tensor, n: int, generator: torch.Generator) -> Int[Tensor, "pair latent_and_context"]:

@@ -41,7 +41,7 @@ def test_a_row_for_every_latent_with_nan_where_nothing_is_known(evidence: Eviden
 
 
 def test_children_come_by_weight_with_what_they_tell(evidence: Evidence):
-    children = evidence.children()
+    children = evidence.children
     assert children["child"].tolist() == [0, 1, 2]
     np.testing.assert_array_equal(children["u"], [0.25, np.nan, np.nan])  # the pairs that were tested are others
 

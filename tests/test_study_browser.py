@@ -12,14 +12,13 @@ from hsae.study.app import create_app
 from hsae.study.responses import Responses
 from hsae.study.store import Store
 from hsae.study.trials import Session, Trials
+from tests.browser import chromium, needs_browser
 from tests.study import SHORT, serving, study
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize
 
-CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+pytestmark = needs_browser
 
 STUDY = study(SHORT)
 N = sum(vars(SHORT).values())
@@ -27,10 +26,8 @@ N = sum(vars(SHORT).values())
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+    with chromium() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture

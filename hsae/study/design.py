@@ -78,7 +78,8 @@ def build(arms: dict[str, csc_array], edges: pd.DataFrame, text: str, config: St
     characters = np.array(list(text))
     trials += [_gold(sampler, characters) for _ in range(config.gold)]
     trials += [_attention(sampler, characters) for _ in range(config.attention)]
-    session = Session(**{name: min(value, available(trials)[name]) for name, value in vars(config.session).items()})
+    counts = available(trials)
+    session = Session(**{name: min(value, counts[name]) for name, value in vars(config.session).items()})
     order = rng.permutation(len(trials)).tolist()
     return Trials(corpus, config.seed, session, tuple(replace(trials[i], id=rng.bytes(8).hex()) for i in order))
 
