@@ -68,14 +68,15 @@ def check_resume(run: Callable[[Checkpoints], Result], folder: Path, seed: str) 
     """Kill a run again and again, until it is done, and compare it with one that is let alone."""
     tensors, curves = run(NOWHERE)
     draw = random.Random(seed)
-    for kills in itertools.count():
+    kills, result = 0, None
+    while not result:
         torch.manual_seed(kills)  # nothing may depend on what this process has drawn before
         try:
-            again, again_curves = run(Killing(folder, at=draw.randint(4, 16)))
-            break
+            result = run(Killing(folder, at=draw.randint(4, 16)))
         except Killed:
-            pass
+            kills += 1
     assert kills
+    again, again_curves = result
     assert again_curves == curves
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():

@@ -15,10 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from hsae.files import write_json
 from tests.project import Project
@@ -68,8 +67,13 @@ def start(project: Project, command: list[str]) -> subprocess.Popen[str]:
     """Start a command in the project, in a session of its own."""
     return subprocess.Popen(
         command, cwd=project.path, env=project.env, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heed_interrupts,
     )  # fmt: skip
+
+
+def heed_interrupts() -> None:
+    """Undo what a shell does to its jobs in the background: they ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def processes(project: Project, module: str) -> list[int]:
@@ -150,14 +154,14 @@ class Torture:
 
     def _orphans(self, module: str, pids: list[int]) -> int:
         """How many of a killed run's processes are still there after five seconds; they are ended."""
-        for _ in range(100):
-            left = set(pids) & set(processes(self.project, module))
-            if not left:
-                return 0
+        patience = time.monotonic() + 5
+        while left := set(pids) & set(processes(self.project, module)):
+            if time.monotonic() > patience:
+                for pid in left:
+                    os.kill(pid, signal.SIGKILL)
+                return len(left)
             time.sleep(0.05)
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        return len(left)
+        return 0
 
 
 def _wait_for_a_checkpoint(project: Project, module: str, process: subprocess.Popen[str]) -> None:
@@ -169,18 +173,17 @@ def _wait_for_a_checkpoint(project: Project, module: str, process: subprocess.Po
 
 def summarize(rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """Kills by stage and by signal, and what came of them."""
-    frame = pd.DataFrame(rows)
-    hits = frame[frame["hit"]]
+    hits = [row for row in rows if row["hit"]]
     return {
         "kills": len(hits),
-        "ended_before_the_kill": len(frame) - len(hits),
-        "by_stage": hits["stage"].value_counts().to_dict(),
-        "by_signal": (hits["signal"] + " to " + hits["victim"]).value_counts().to_dict(),
-        "resumed_from_a_checkpoint": int(hits["resumed"].sum()),
-        "with_traceback": int((hits["traceback"] & (hits["victim"] == "stage")).sum()),
-        "failed_again": int(frame["failed"].sum()),
-        "orphans": int(frame["orphans"].sum()),
-        "mismatches": int(frame["mismatches"].map(bool).sum()),
+        "ended_before_the_kill": len(rows) - len(hits),
+        "by_stage": Counter(row["stage"] for row in hits),
+        "by_signal": Counter(f"{row['signal']} to {row['victim']}" for row in hits),
+        "resumed_from_a_checkpoint": sum(row["resumed"] for row in hits),
+        "with_traceback": sum(row["traceback"] and row["victim"] == "stage" for row in hits),
+        "failed_again": sum(row["failed"] for row in rows),
+        "orphans": sum(row["orphans"] for row in rows),
+        "mismatches": sum(bool(row["mismatches"]) for row in rows),
         "seconds": round(seconds),
     }
 
