@@ -1,6 +1,7 @@
 # `make repro` and `make test` do everything from nothing; the rest are for those who change the code.
 PYTHON ?= python3
 JOBS ?= 1
+KILLS ?= 100
 BIN := .venv/bin
 
 repro: .venv/installed  ## install, then run the pipeline: the report is report.html
@@ -32,7 +33,11 @@ bench: .venv/installed .peers/installed  ## time training beside SAELens, dictio
 	$(BIN)/python -m benchmarks.information benchmarks/information.json
 	$(BIN)/python -m benchmarks.study benchmarks/study.json
 	$(BIN)/python -m benchmarks.explorer benchmarks/explorer.json
+	$(BIN)/python -m benchmarks.checkpoints benchmarks/checkpoints.json
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.pipeline benchmarks/pipeline.json plots/pipeline.png
+
+torture: .venv/installed  ## kill trainings KILLS times at random, and see whether each ends as if it had been let alone
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.torture $(KILLS) benchmarks/torture.json
 
 .peers/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .peers
@@ -53,4 +58,4 @@ lock:  ## write requirements.lock anew from pyproject.toml (torch first: later p
 readme: .venv/installed  ## make the results table of README.md equal to metrics/
 	$(BIN)/python -m hsae.readme
 
-.PHONY: repro test check ablations frontier comparison recovery bench lock readme
+.PHONY: repro test check ablations frontier comparison recovery bench torture lock readme

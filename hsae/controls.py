@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hsae import feature_clustering, graph, shared_information, variants
 from hsae.activations import Activations, Normalizer, Store, collect
+from hsae.checkpoint import NOWHERE, Checkpoints
 from hsae.config import check, check_positive
 from hsae.curriculum import phase3, stack, train_level2
 from hsae.dictionary import DictionaryConfig, LatentConfig
@@ -87,7 +88,7 @@ class Training:
         return replace(self, **{name: replace(phase, epochs=share * phase.epochs) for name, phase in phases.items()})
 
 
-def train(data: Store, settings: Training, random_decoder: bool) -> HierarchicalSAE:
+def train(data: Store, settings: Training, random_decoder: bool, checkpoints: Checkpoints = NOWHERE) -> HierarchicalSAE:
     """Phases 1 to 3 on some data. With `random_decoder` both decoders are random and stay so, to the bit.
 
     Then encoders, biases and thresholds learn, and level 2 starts from data as ever but for its directions. No latent
@@ -101,13 +102,13 @@ def train(data: Store, settings: Training, random_decoder: bool) -> Hierarchical
     level1 = level1.to(data.activations.acts.device)
     if random_decoder:
         hold_decoder(level1, level1.W_dec.detach().clone())
-    phase1(level1, data, c, settings.phase1, settings.sharpening, latents.dead_tokens, seed)
+    phase1(level1, data, c, settings.phase1, settings.sharpening, latents.dead_tokens, seed, checkpoints)
     model = stack(level1, width2, data, c.beta2, latents, seed)
     if random_decoder:
         hold_decoder(model.level2, torch.randn_like(model.level2.W_dec).abs())
         model.level2.init_from_data(model.level1.encode(data.x(slice(0, latents.init_tokens))))
-    train_level2(model, data, c, settings.phase2, latents.dead_tokens_later, seed)
-    phase3(model, data, c, settings.phase3, latents.dead_tokens_later, seed)
+    train_level2(model, data, c, settings.phase2, latents.dead_tokens_later, seed, checkpoints)
+    phase3(model, data, c, settings.phase3, latents.dead_tokens_later, seed, checkpoints)
     return model
 
 

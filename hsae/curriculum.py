@@ -3,6 +3,7 @@
 import torch
 
 from hsae import families, two_level, variants
+from hsae.checkpoint import NOWHERE, Checkpoints
 from hsae.dictionary import LatentConfig, Start
 from hsae.hierarchical import HierarchicalSAE
 from hsae.losses import Coefficients
@@ -11,11 +12,18 @@ from hsae.training import Curve, Phase, Shuffled, fit
 
 
 def phase2(
-    level1: SAE, width: int, data: Shuffled, c: Coefficients, phase: Phase, latents: LatentConfig, seed: int
+    level1: SAE,
+    width: int,
+    data: Shuffled,
+    c: Coefficients,
+    phase: Phase,
+    latents: LatentConfig,
+    seed: int,
+    checkpoints: Checkpoints = NOWHERE,
 ) -> tuple[HierarchicalSAE, Curve]:
     """Put a second level of `width` latents on a trained first, and train it while the first stays as it is."""
     model = stack(level1, width, data, c.beta2, latents, seed)
-    return model, train_level2(model, data, c, phase, latents.dead_tokens_later, seed)
+    return model, train_level2(model, data, c, phase, latents.dead_tokens_later, seed, checkpoints)
 
 
 def stack(level1: SAE, width: int, data: Shuffled, beta2: float, latents: LatentConfig, seed: int) -> HierarchicalSAE:
@@ -32,14 +40,28 @@ def stack(level1: SAE, width: int, data: Shuffled, beta2: float, latents: Latent
 
 
 def train_level2(
-    model: HierarchicalSAE, data: Shuffled, c: Coefficients, phase: Phase, dead_tokens: int, seed: int
+    model: HierarchicalSAE,
+    data: Shuffled,
+    c: Coefficients,
+    phase: Phase,
+    dead_tokens: int,
+    seed: int,
+    checkpoints: Checkpoints = NOWHERE,
 ) -> Curve:
     """Train the second level while the first stays as it is, to the bit; returns the curve."""
     model.level1.requires_grad_(False)
-    return fit("phase2", model, data, two_level.gradients(model, c), phase, seed, dead_tokens)
+    return fit("phase2", model, data, two_level.gradients(model, c), phase, seed, dead_tokens, checkpoints)
 
 
-def phase3(model: HierarchicalSAE, data: Shuffled, c: Coefficients, phase: Phase, dead_tokens: int, seed: int) -> Curve:
+def phase3(
+    model: HierarchicalSAE,
+    data: Shuffled,
+    c: Coefficients,
+    phase: Phase,
+    dead_tokens: int,
+    seed: int,
+    checkpoints: Checkpoints = NOWHERE,
+) -> Curve:
     """Fine-tune both levels; returns the curve."""
     model.requires_grad_(True)
-    return fit("phase3", model, data, two_level.gradients(model, c), phase, seed, dead_tokens)
+    return fit("phase3", model, data, two_level.gradients(model, c), phase, seed, dead_tokens, checkpoints)

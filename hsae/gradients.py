@@ -73,7 +73,8 @@ class Level:
 
     def __init__(self, model: SAE, d_x: int):
         self.model, self.d_x, self.buffers = model, d_x, Buffers()
-        self.cutoff = 0.0
+        self.cutoff = torch.zeros((), dtype=torch.float64)
+        self.memory = {"cutoff": self.cutoff}
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> None:
         """Make and sort the entries of a batch of inputs."""
@@ -182,15 +183,16 @@ class Level:
             self.bound = self.least * (1 - model.BANDWIDTH / 2)
         if isinstance(model, BatchTopKSAE):
             self.bound = torch.full(
-                (d_sae,), GUESS * self.cutoff if model.training else max(float(model.threshold), 0.0)
+                (d_sae,), GUESS * float(self.cutoff) if model.training else max(float(model.threshold), 0.0)
             )
         select()
         if isinstance(model, BatchTopKSAE) and model.training:
             if int(self.count.sum()) < model.k * batch and self.cutoff:
                 self.bound = torch.zeros(d_sae)
                 select()
-            self.cutoff = call("keep_largest", batch, model.k * batch, *self.rows)
-            model.update_threshold(torch.tensor(self.cutoff))
+            cutoff = call("keep_largest", batch, model.k * batch, *self.rows)
+            self.cutoff.fill_(cutoff)
+            model.update_threshold(torch.tensor(cutoff))
         call("by_latent", batch, d_sae, self.start, self.count, self.latents, *self.columns, self.row)
         self.squares = call("activity", d_sae, *self.columns, self.values, self.least, self.counts, self.sums)
         if model.training:
@@ -229,6 +231,7 @@ class SparseGradients:
 
     def __init__(self, model: SAE, weight: float):
         self.model, self.weight, self.level = model, weight, Level(model, model.d_in)
+        self.memory = self.level.memory
         own_gradients(model)
 
     @torch.no_grad()
@@ -255,13 +258,14 @@ class ReLUGradients:
 
     def __init__(self, model: SAE, weight: float):
         self.dense, self.sparse = DenseGradients(model, weight), SparseGradients(model, weight)
-        self.active = 1.0
+        self.active = torch.ones((), dtype=torch.float64)
+        self.memory = {"active": self.active}
 
     def __call__(self, x: Float[Tensor, "batch d_in"]) -> Terms:
         """The terms; the gradients are set."""
         way = self.sparse if self.active < SPARSE else self.dense
         found = way(x)
-        self.active = way.active
+        self.active.fill_(way.active)
         return found
 
 

@@ -160,7 +160,7 @@ def train_flat(variant: str, config: GroundTruthConfig, data: Samples, l0: float
     torch.manual_seed(seed)
     model = flat.build(variant, config.data.d_in, config.d_sae1, l0, config.coefficients.beta1)
     phase = replace(config.phase1, epochs=config.epochs)
-    fit(variant, model, data, flat.gradients(model, l0), phase, seed, config.latents.dead_tokens)
+    fit(variant, model, data, flat.SteeredGradients(model, l0), phase, seed, config.latents.dead_tokens)
     return model
 
 

@@ -2,13 +2,14 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
+from hsae.checkpoint import NOWHERE, Checkpoints, named, restore, tensors_of
 from hsae.config import check, check_positive
 from hsae.data import random_windows, windows
 from hsae.gpt import GPT
@@ -59,35 +60,58 @@ class TrainedTransformer:
     best: dict[str, float]
 
 
+@dataclass
+class _Log:
+    """The curve, its best row without `lr`, and the losses of the steps since its last row."""
+
+    curve: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)
+    running: list[float] = field(default_factory=list)
+
+
 def train(
-    model: GPT, train_tokens: Integer[Tensor, " n"], val_tokens: Integer[Tensor, " m"], config: TransformerConfig
+    model: GPT,
+    train_tokens: Integer[Tensor, " n"],
+    val_tokens: Integer[Tensor, " m"],
+    config: TransformerConfig,
+    checkpoints: Checkpoints = NOWHERE,
 ) -> TrainedTransformer:
     """Train with AdamW, linear warm-up and cosine decay; keep the weights with the lowest validation loss.
 
     On a GPU products are in bfloat16 (automatic mixed precision); weights, optimizer and evaluation stay in float32.
-    Raises ValueError if the loss stops being finite.
+    If there is a checkpoint, training goes on from there, to the same bits. Raises ValueError if the loss stops being
+    finite.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = make_optimizer(model, config)
     val_batch = windows(val_tokens, config.context)[: config.eval_windows]
-    curve, best, best_state, running = [], {"val_loss": math.inf}, {}, []
-    with Progress("train_transformer", config.steps) as bar:
-        for step in range(config.steps):
+    checkpoints = checkpoints.of("train_transformer")
+    log, best_state = _Log(), {}
+    if saved := checkpoints.load():
+        restore(saved.tensors, model, optimizer, generator)
+        log, best_state = _Log(**saved.state), named(saved.tensors, "best")
+    start = saved.step if saved else 0
+    with Progress("train_transformer", config.steps, start) as bar:
+        for step in range(start, config.steps):
             lr = learning_rate(step, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batch = random_windows(train_tokens, config.context, config.batch_size, generator).to(device).long()
-            running.append(_step(model, optimizer, batch, config.grad_clip))
-            if (step + 1) % config.eval_interval == 0 or step + 1 == config.steps:
-                row = _evaluate(model, val_batch, step + 1, running)
-                curve.append({**row, "lr": lr})
-                running = []
-                if row["val_loss"] < best["val_loss"]:
-                    best, best_state = row, copy.deepcopy(model.state_dict())
-            bar.advance(1, f"val {curve[-1]['val_loss']:.3f}" if curve else "")
+            log.running.append(_step(model, optimizer, batch, config.grad_clip))
+            last = step + 1 == config.steps
+            if (step + 1) % config.eval_interval == 0 or last:
+                row = _evaluate(model, val_batch, step + 1, log.running)
+                log.curve.append({**row, "lr": lr})
+                log.running = []
+                if not log.best or row["val_loss"] < log.best["val_loss"]:
+                    log.best, best_state = row, copy.deepcopy(model.state_dict())
+            bar.advance(1, f"val {log.curve[-1]['val_loss']:.3f}" if log.curve else "")
+            if checkpoints.due() or last:
+                best = {f"best.{name}": tensor for name, tensor in best_state.items()}
+                checkpoints.save(step + 1, tensors_of(model, optimizer, generator) | best, vars(log))
     model.load_state_dict(best_state)
-    return TrainedTransformer(model.eval(), curve, best)
+    return TrainedTransformer(model.eval(), log.curve, log.best)
 
 
 def learning_rate(step: int, config: TransformerConfig) -> float:

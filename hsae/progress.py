@@ -7,18 +7,18 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Context manager that counts up to `total` under `label`.
+    """Context manager that counts up to `total` under `label`, from `done` on.
 
     On a terminal this is a tqdm bar; elsewhere a line is printed at every tenth of the way.
     """
 
     LINES = 10
 
-    def __init__(self, label: str, total: int):
+    def __init__(self, label: str, total: int, done: int = 0):
         self.label = label
         self.total = total
-        self.done = 0
-        self._bar = tqdm(total=total, desc=label, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.done = done
+        self._bar = tqdm(total=total, initial=done, desc=label, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":
         return self

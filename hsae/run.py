@@ -9,10 +9,10 @@ import fcntl
 import hashlib
 import os
 import shutil
-import signal
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,8 +22,10 @@ import torch
 
 from hsae import config
 from hsae.config import check
+from hsae.signals import die_with_parent, interruptible
 
 T = TypeVar("T")
+ABANDONED = 86_400.0  # seconds: checkpoints that are older; to newer ones a queue may still come
 
 
 class Device(StrEnum):
@@ -93,10 +95,11 @@ class Stage:
         """A directory of this stage, its code, parameters and inputs alone, which one process at a time may write.
 
         It lies in the main repository also when DVC runs the stage in a temporary copy of it. It is removed at the end
-        of a block that succeeds.
+        of a block that succeeds; what other code, parameters or inputs left there is removed when it is a day old.
         """
         folder = self.root / ".ckpt" / self.name / self._key()
         with _exclusive(folder, self.name):
+            _prune(folder)
             yield folder
             shutil.rmtree(folder)
 
@@ -113,29 +116,26 @@ class Stage:
             raise ValueError(f"{changed[0]} changed during the run; its result is void: run `dvc repro` again.")
 
     def _key(self) -> str:
-        """Hash of the code, the parameters and the content of the inputs."""
+        """Hash of the code, torch's version, the parameters and the content of the inputs."""
         read = [repr(value) for _, _, value in self._params]
         read += [f"{path}: {_digest(path)}" for path in self._inputs]
+        read.append(torch.__version__)
         return hashlib.sha256("\n".join([*read, *self._code.values()]).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def stage(name: str) -> Iterator[Stage]:
-    """Run a stage's body; a ValueError or OSError in it ends the process with one line and exit status 1."""
+    """Run a stage's body; ValueError, OSError, Ctrl-C and SIGTERM end the process with one line and exit status 1."""
     die_with_parent()
     try:
-        running = Stage(name)
-        yield running
-        running.check_unchanged()
+        with interruptible():
+            running = Stage(name)
+            yield running
+            running.check_unchanged()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {name}: {error}")
-
-
-def die_with_parent() -> None:
-    """Have Linux end this process when its parent (the shell that DVC started) ends, so that no orphan trains on."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    except KeyboardInterrupt:
+        sys.exit(f"error: {name}: stopped before its end")
 
 
 def keep_memory() -> None:
@@ -164,7 +164,11 @@ def _exclusive(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock of `folder`, made if need be, waiting for whoever holds it; its end, however it comes, frees it."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
+        try:
+            lock = (folder / "lock").open("w")
+        except FileNotFoundError:  # another process, pruning, has just removed the folder
+            continue
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -174,6 +178,18 @@ def _exclusive(folder: Path, name: str) -> Iterator[None]:
             if (folder / "lock").exists() and (folder / "lock").stat().st_ino == os.fstat(lock.fileno()).st_ino:
                 yield
                 return
+
+
+def _prune(folder: Path) -> None:
+    """Remove what lies beside `folder`, is abandoned, and is held by no process."""
+    for other in set(folder.parent.iterdir()) - {folder}:
+        # Held by a process; or removed, by another that prunes or by its owner, while it is looked at.
+        with suppress(BlockingIOError, FileNotFoundError):
+            newest = max(path.stat().st_mtime for path in [other, *other.rglob("*")])
+            if time.time() - newest > ABANDONED:
+                with (other / "lock").open("w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(other, ignore_errors=True)
 
 
 def _signature(path: Path) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hsae.checkpoint import NOWHERE, Checkpoints
 from hsae.config import check_positive
 from hsae.gradients import level_gradients
 from hsae.losses import Coefficients
@@ -26,16 +27,24 @@ class Sharpening(Phase):
 
 
 def phase1(
-    model: SAE, data: Shuffled, c: Coefficients, phase: Phase, sharpening: Sharpening, dead_tokens: int, seed: int
+    model: SAE,
+    data: Shuffled,
+    c: Coefficients,
+    phase: Phase,
+    sharpening: Sharpening,
+    dead_tokens: int,
+    seed: int,
+    checkpoints: Checkpoints = NOWHERE,
 ) -> Curve:
     """Train level 1 alone, and sharpen it; returns the curve."""
-    curve = fit("phase1", model, data, level_gradients(model, c.weight_x_from_h1), phase, seed, dead_tokens)
+    gradients = level_gradients(model, c.weight_x_from_h1)
+    curve = fit("phase1", model, data, gradients, phase, seed, dead_tokens, checkpoints)
     if sharpening.n_steps(len(data)):
         model.beta.mul_(sharpening.price)
         model.W_dec.requires_grad_(False)
         gradients = level_gradients(model, c.weight_x_from_h1)
         # Nothing is revived: that would give directions.
-        later = fit("phase1, sharpening", model, data, gradients, sharpening, seed, dead_tokens=0)
+        later = fit("phase1, sharpening", model, data, gradients, sharpening, seed, 0, checkpoints)
         model.W_dec.requires_grad_(True)
         steps = phase.n_steps(len(data))
         curve += [{**row, "step": steps + row["step"]} for row in later]

@@ -1,14 +1,15 @@
 """The training loop of every autoencoder: it follows the gradients that it is given."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hsae.checkpoint import NOWHERE, Checkpoints, restore, tensors_of
 from hsae.config import check, check_positive
 from hsae.progress import Progress
 
@@ -99,6 +100,11 @@ class Autograd:
         return {name: term.detach() for name, term in terms.items()}
 
 
+def memory(gradients: Gradients) -> dict[str, Tensor]:
+    """The numbers by which gradients depend on earlier batches, if they do: what their attribute `memory` holds."""
+    return getattr(gradients, "memory", {})
+
+
 def fit(
     label: str,
     model: Trainable,
@@ -107,6 +113,7 @@ def fit(
     phase: Phase,
     seed: int,
     dead_tokens: int,
+    checkpoints: Checkpoints = NOWHERE,
 ) -> Curve:
     """Minimise the sum of the terms whose `gradients` are given, with Adam, and return the curve.
 
@@ -114,39 +121,89 @@ def fit(
     for `dead_tokens` tokens are revived (unless that is 0) until the learning rate has fallen to a third or so.
     The curve has at most 100 rows, each the mean of every term, and of their sum `loss`, over the steps since the last
     row, and the number of latents `revived` in them. Raises ValueError if the loss stops being finite.
+
+    If `checkpoints` has one of this label, training goes on from there, to the same bits; they are kept by label.
     """
     assert isinstance(model, nn.Module)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=phase.lr, fused=True)
     model.train()
     n_steps = phase.n_steps(len(data))
-    generator = torch.Generator().manual_seed(seed)
-    curve, sums, since, n_revived = [], None, 0, 0
-    with Progress(label, n_steps) as bar:
-        for step, rows in enumerate(_batches(len(data), phase, generator)):
+    checkpoints = checkpoints.of(label)
+    batches, log = Batches(len(data), phase.batch_size, seed), _Log()
+    if saved := checkpoints.load():
+        restore(saved.tensors, model, optimizer, batches.generator)
+        batches.order = saved.tensors["order"]
+        for name, number in memory(gradients).items():
+            number.copy_(saved.tensors[f"memory.{name}"])
+        log = _Log(**saved.state)
+    start = saved.step if saved else 0
+    with Progress(label, n_steps, start) as bar:
+        for step in range(start, n_steps):
             lr = learning_rate(step, n_steps, phase)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             model.anneal(annealing_left(step, n_steps, phase))
-            x = data.x(rows)
+            x = data.x(batches.rows(step))
             terms = gradients(x)
-            values = torch.stack(list(terms.values())).double()
-            values = torch.cat([values.sum(0, keepdim=True), values])
-            if not values[0].isfinite():
-                raise ValueError(f"{label}: the loss is {values[0].item()} at step {step + 1}; lower the phase's `lr`.")
+            loss = log.add(terms)
+            if not math.isfinite(loss):
+                raise ValueError(f"{label}: the loss is {loss} at step {step + 1}; lower the phase's `lr`.")
             model.project_gradient()
             optimizer.step()
             model.constrain()
             if dead_tokens and step % REVIVE_EVERY == REVIVE_EVERY - 1 and lr >= REVIVE_DOWN_TO * phase.lr:
-                n_revived += model.revive(x, dead_tokens, generator)
-            sums, since = values if sums is None else sums + values, since + 1
+                log.revived += model.revive(x, dead_tokens, batches.generator)
             if (step + 1) * LOG_POINTS // n_steps > step * LOG_POINTS // n_steps:
-                means = dict(zip(["loss", *terms], (sums / since).tolist(), strict=True))
-                curve.append({"step": step + 1, **means, "revived": n_revived})
-                sums, since, n_revived = None, 0, 0
-            bar.advance(1, f"loss {curve[-1]['loss']:.4f}" if curve else "")
+                log.end_row(step + 1, list(terms))
+            bar.advance(1, f"loss {log.curve[-1]['loss']:.4f}" if log.curve else "")
+            if checkpoints.due() or step + 1 == n_steps:
+                numbers = {f"memory.{name}": number for name, number in memory(gradients).items()}
+                tensors = tensors_of(model, optimizer, batches.generator) | numbers | {"order": batches.order}
+                checkpoints.save(step + 1, tensors, vars(log))
     model.anneal(0.0)
     model.eval()
-    return curve
+    return log.curve
+
+
+class Batches:
+    """Contiguous batches of shuffled tokens, in a fresh order every epoch, without the incomplete last one."""
+
+    def __init__(self, n_tokens: int, batch_size: int, seed: int):
+        self.size = max(min(batch_size, n_tokens), 1)
+        self.n = max(n_tokens // self.size, 1)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.order = torch.empty(0, dtype=torch.long)
+
+    def rows(self, step: int) -> slice:
+        """The batch of a step; steps are asked for one after the other."""
+        if step % self.n == 0:
+            self.order = torch.randperm(self.n, generator=self.generator)
+        first = int(self.order[step % self.n]) * self.size
+        return slice(first, first + self.size)
+
+
+@dataclass
+class _Log:
+    """The curve, and what its next row comes of: the sums of the loss and its terms over `steps`; latents `revived`."""
+
+    curve: Curve = field(default_factory=list)
+    sums: list[float] = field(default_factory=list)
+    steps: int = 0
+    revived: int = 0
+
+    def add(self, terms: Terms) -> float:
+        """Add the terms of a step; returns the loss."""
+        values = torch.stack(list(terms.values())).double()
+        values = [values.sum().item(), *values.tolist()]
+        self.sums = [a + b for a, b in zip(self.sums, values, strict=True)] if self.steps else values
+        self.steps += 1
+        return values[0]
+
+    def end_row(self, step: int, names: list[str]) -> None:
+        """End a row of the curve."""
+        means = {name: total / self.steps for name, total in zip(["loss", *names], self.sums, strict=True)}
+        self.curve.append({"step": step, **means, "revived": self.revived})
+        self.steps, self.revived = 0, 0
 
 
 def learning_rate(step: int, n_steps: int, phase: Phase) -> float:
@@ -159,13 +216,3 @@ def annealing_left(step: int, n_steps: int, phase: Phase) -> float:
     """From 1 linearly to 0 over the first `anneal_fraction` of the steps."""
     anneal_steps = phase.anneal_fraction * n_steps
     return max(1 - step / anneal_steps, 0.0) if anneal_steps else 0.0
-
-
-def _batches(n_tokens: int, phase: Phase, generator: torch.Generator) -> Iterator[slice]:
-    """Contiguous batches of the shuffled tokens, in a fresh order every epoch, without the incomplete last one."""
-    size = min(phase.batch_size, n_tokens)
-    steps_left = phase.n_steps(n_tokens)
-    while steps_left > 0:
-        for index in torch.randperm(n_tokens // size, generator=generator).tolist()[:steps_left]:
-            yield slice(index * size, (index + 1) * size)
-            steps_left -= 1

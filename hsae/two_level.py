@@ -60,6 +60,11 @@ class TwoLevelGradients:
     def __init__(self, model: HierarchicalSAE, c: Coefficients):
         self.model, self.c, self.buffers = model, c, Buffers()
         self.lower, self.upper = Level(model.level1, model.level1.d_in), Level(model.level2, model.level1.d_in)
+        self.memory = {
+            f"{name}.{key}": number
+            for name, level in (("lower", self.lower), ("upper", self.upper))
+            for key, number in level.memory.items()
+        }
         self.learns1 = model.level1.W_dec.requires_grad
         own_gradients(model)
 

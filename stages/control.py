@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hsae import controls, gpt, run
+from hsae.checkpoint import Checkpoints
 from hsae.controls import Control, ControlConfig
 from hsae.feature_clustering import FeatureClusteringConfig
 from hsae.files import read_json, read_tensors, write_json
@@ -37,17 +38,17 @@ def main(control: Control) -> None:
         elif control == Control.shuffled_activations:
             train, test = (controls.shuffled(store, training.dictionary.seed) for store in (train, test))
 
-        with stage.checkpoints():
+        with stage.checkpoints() as folder:
             model = controls.train(
-                train, training.shortened(config.epochs_share), random_decoder=control == Control.random_decoder
+                train, training.shortened(config.epochs_share), control == Control.random_decoder, Checkpoints(folder)
             )
-        offsets = test.activations.offsets.long()
-        text = Text(tokens[offsets].long().numpy(), tokens[offsets + 1].long().numpy(), alphabet)
-        result = {"n_train_tokens": len(train), **controls.measure(model, test, text, information, clustering)}
-        recovered = None
-        if control in (Control.trained, Control.random_decoder):
-            recovered = controls.loss_recovered(model, gpt.load(tensors, header).to(device), test, tokens)
-        write_json(Path(f"metrics/control/{control}.json"), {**result, "recovered": recovered})
+            offsets = test.activations.offsets.long()
+            text = Text(tokens[offsets].long().numpy(), tokens[offsets + 1].long().numpy(), alphabet)
+            result = {"n_train_tokens": len(train), **controls.measure(model, test, text, information, clustering)}
+            recovered = None
+            if control in (Control.trained, Control.random_decoder):
+                recovered = controls.loss_recovered(model, gpt.load(tensors, header).to(device), test, tokens)
+            write_json(Path(f"metrics/control/{control}.json"), {**result, "recovered": recovered})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from hsae import flat, run
+from hsae.checkpoint import Checkpoints
 from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_json
 from hsae.flat import FlatConfig
@@ -33,10 +34,10 @@ def main(name: str, variant: str, level: int) -> None:
         model = flat.build(variant, train.d_in, dictionary.widths(train.d_in)[level - 1], l0, config.initial_beta).to(
             device
         )
-        gradients = flat.gradients(model, l0)
-        with stage.checkpoints():
-            curve = fit(stage.name, model, train, gradients, phase, dictionary.seed, dead_tokens)
-        write_trained(stage.name, model, model.header(), curve, summarize(model.reconstruct, val.batches()))
+        gradients = flat.SteeredGradients(model, l0)
+        with stage.checkpoints() as folder:
+            curve = fit(stage.name, model, train, gradients, phase, dictionary.seed, dead_tokens, Checkpoints(folder))
+            write_trained(stage.name, model, model.header(), curve, summarize(model.reconstruct, val.batches()))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import torch
 
 from hsae import run, variants
+from hsae.checkpoint import Checkpoints
 from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.losses import Coefficients
 from hsae.metrics import summarize
@@ -25,9 +26,11 @@ def main() -> None:
         width = dictionary.widths(train.d_in)[0]
         model = variants.build(latents.activation, train.d_in, width, k=latents.k1, beta=c.beta1).to(device)
 
-        with stage.checkpoints():
-            curve = phase1(model, train, c, phase, sharpening, latents.dead_tokens, dictionary.seed)
-        write_trained("phase1", model, model.header(), curve, {"level1": summarize(model.reconstruct, val.batches())})
+        with stage.checkpoints() as folder:
+            dead_tokens, seed = latents.dead_tokens, dictionary.seed
+            curve = phase1(model, train, c, phase, sharpening, dead_tokens, seed, Checkpoints(folder))
+            metrics = {"level1": summarize(model.reconstruct, val.batches())}
+            write_trained("phase1", model, model.header(), curve, metrics)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Level 1 -> the whole HSAE: level 2 is initialised from data and trained while level 1 is frozen."""
 
 from hsae import run, variants
+from hsae.checkpoint import Checkpoints
 from hsae.curriculum import phase2
 from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_tensors
@@ -22,9 +23,9 @@ def main() -> None:
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
         width = dictionary.widths(train.d_in)[1]
 
-        with stage.checkpoints():
-            model, curve = phase2(level1, width, train, c, phase, latents, dictionary.seed)
-        write_trained("phase2", model, model.header(), curve, validate(model, val.batches()))
+        with stage.checkpoints() as folder:
+            model, curve = phase2(level1, width, train, c, phase, latents, dictionary.seed, Checkpoints(folder))
+            write_trained("phase2", model, model.header(), curve, validate(model, val.batches()))
 
 
 if __name__ == "__main__":

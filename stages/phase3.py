@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from hsae import hierarchical, run
+from hsae.checkpoint import Checkpoints
 from hsae.curriculum import phase3
 from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_tensors, write_json
@@ -23,13 +24,13 @@ def main() -> None:
         model = hierarchical.load(*read_tensors(stage.input("models/phase2.safetensors"))).to(device)
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
 
-        with stage.checkpoints():
-            curve = phase3(model, train, c, phase, dead_tokens, seed)
-        metrics = validate(model, val.batches())
-        write_trained("phase3", model, model.header(), curve, metrics)
-        for level, values in metrics.items():
-            # In whole latents, so that the flat rivals train again only when the HSAE's sparsity really changes.
-            write_json(Path(f"models/l0/{level}.json"), {"l0": max(round(values["l0"]), 1)})
+        with stage.checkpoints() as folder:
+            curve = phase3(model, train, c, phase, dead_tokens, seed, Checkpoints(folder))
+            metrics = validate(model, val.batches())
+            write_trained("phase3", model, model.header(), curve, metrics)
+            for level, values in metrics.items():
+                # In whole latents, so that the flat rivals train again only when the HSAE's sparsity really changes.
+                write_json(Path(f"models/l0/{level}.json"), {"l0": max(round(values["l0"]), 1)})
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_beta_is_steered_until_as_many_latents_are_active_as_the_target_says(
     torch.manual_seed(0)
     x = sparse_data(128)
     model = flat.build(variant, 16, 32, target, initial_beta)
-    terms = flat.gradients(model, target)
+    terms = flat.SteeredGradients(model, target)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     l0 = []
     for _ in range(900):
@@ -65,7 +65,7 @@ def test_the_first_batch_is_penalised_by_the_initial_coefficient_and_the_next_by
     x, model = sparse_data(32), flat.build("relu", 16, 32, 5.0, 0.01)
     out = model(x)
     l0, penalty = (out.acts > 0).sum().item() / 32, losses.l1(out.acts).item()
-    terms = flat.gradients(model, 5.0)
+    terms = flat.SteeredGradients(model, 5.0)
     first, second = terms(x), terms(x)
     assert first["x_from_h1"].item() == pytest.approx(losses.mse(out.x_hat, x).item())
     assert first["sparsity_h1"].item() == pytest.approx(0.01 * penalty)
@@ -78,7 +78,7 @@ def test_the_first_batch_is_penalised_by_the_initial_coefficient_and_the_next_by
 def test_a_silent_autoencoder_leaves_beta_positive_and_falling(variant: str):
     model = flat.build(variant, 16, 32, 5.0, 1.0)
     model.b_enc.data.fill_(-100.0)
-    terms = flat.gradients(model, 5.0)
+    terms = flat.SteeredGradients(model, 5.0)
     terms(torch.ones(4, 16))
     terms(torch.ones(4, 16))
     assert model.beta.item() == pytest.approx((1e-3 / 5) ** 0.01)
@@ -87,7 +87,7 @@ def test_a_silent_autoencoder_leaves_beta_positive_and_falling(variant: str):
 @pytest.mark.parametrize("variant", ["threshold", "jumprelu"])
 def test_a_threshold_is_not_steered_before_it_has_come_down(variant: str):
     model, x = flat.build(variant, 16, 32, 5.0, 0.01), sparse_data(32)
-    terms = flat.gradients(model, 5.0)
+    terms = flat.SteeredGradients(model, 5.0)
     model.anneal(0.01)
     terms(x)
     terms(x)
@@ -101,7 +101,7 @@ def test_a_threshold_is_not_steered_before_it_has_come_down(variant: str):
 def test_the_topk_kinds_are_trained_on_the_reconstruction_alone(variant: str):
     torch.manual_seed(0)
     x, model = sparse_data(32), flat.build(variant, 16, 32, 4.0, 0.01)
-    terms = flat.gradients(model, 4.0)(x)
+    terms = flat.SteeredGradients(model, 4.0)(x)
     assert terms["sparsity_h1"].item() == 0
     assert terms["x_from_h1"].item() == pytest.approx(model.error(x, model(x)).item())
 
@@ -112,7 +112,7 @@ def test_terms_of_every_variant_are_those_of_the_same_autoencoder_in_the_hsae(va
     x, model = sparse_data(32), flat.build(variant, 16, 32, 4.0, 0.3)
     out = model(x)
     expected = {"x_from_h1": model.error(x, out).item(), "sparsity_h1": model.sparsity(out, 16).item()}
-    assert {name: term.item() for name, term in flat.gradients(model, 4.0)(x).items()} == pytest.approx(expected)
+    assert {name: term.item() for name, term in flat.SteeredGradients(model, 4.0)(x).items()} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, math.nan])

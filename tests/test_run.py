@@ -1,5 +1,6 @@
 """The guard, the lock, and the one-line errors of a stage, each by doing it."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from hsae import run
 from hsae.losses import Coefficients
 from hsae.run import Compute
+from tests.torture import heed_interrupts
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = """\
@@ -152,6 +154,32 @@ def test_the_checkpoint_folder_lies_in_the_main_repository_of_a_temporary_run(
         assert path.is_relative_to(tmp_path / "main" / ".ckpt" / "phase2")
 
 
+def test_what_other_parameters_left_is_removed_when_it_is_old_and_no_process_holds_it(workspace: Path):
+    folders = {name: workspace / ".ckpt/phase2" / name for name in ("old", "held", "new")}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True)
+        for path in (folder / "lock", folder):
+            path.touch()
+            if name != "new":
+                os.utime(path, (0, 0))
+    with (folders["held"] / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with run.stage("phase2") as stage, stage.checkpoints():
+            assert [name for name, folder in folders.items() if folder.exists()] == ["held", "new"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_being_told_to_stop_ends_a_stage_in_one_line_and_leaves_its_checkpoints(workspace: Path, number: int):
+    with start("60", stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "in\n"
+        process.send_signal(number)
+        assert process.stderr.read() == "error: phase2: stopped before its end\n"
+    assert process.returncode == 1
+    assert len(list((workspace / ".ckpt/phase2").iterdir())) == 1
+
+
 HOLD = """
 import sys, time
 from hsae import run
@@ -162,9 +190,12 @@ with run.stage("phase2") as stage, stage.checkpoints() as path:
 """
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", HOLD, *arguments], stdout=subprocess.PIPE, text=True, env=env)
+    command = [sys.executable, "-c", HOLD, *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env, preexec_fn=heed_interrupts
+    )
 
 
 def test_a_second_writer_waits_for_the_first_whose_end_however_it_comes_frees_the_lock():

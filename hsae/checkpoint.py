@@ -1,0 +1,155 @@
+"""Checkpoints of a training: from its last one, a run that was killed goes on to the bytes that it would have given.
+
+A checkpoint is a safetensors file with a JSON header, in which a hash covers all of its content.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hsae.files import read_tensors
+
+EVERY = 20.0  # seconds from one to the next: saving takes some hundredths of one
+KEPT = 2
+VERSION = 1
+LARGEST = 1 << 36  # bytes: a longer file is no checkpoint
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: int
+    """Number of steps done."""
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    """All else, as JSON."""
+
+
+class Checkpoints:
+    """The checkpoints of the training called `label`, in a folder that no other process writes; the last two are kept.
+
+    Without a folder there are none: nothing is due, saved or loaded.
+    """
+
+    def __init__(self, folder: Path | None = None, label: str = "", every: float = EVERY):
+        self.folder, self.label, self.every = folder, label, every
+        self._due = time.monotonic() + every
+
+    def of(self, label: str) -> "Checkpoints":
+        """Those of one of several trainings, in a folder below this one."""
+        return Checkpoints(self.folder and self.folder / label.replace("/", " "), label, self.every)
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return self.folder is not None and time.monotonic() >= self._due
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+        """Write the state after `step` steps; once this returns, it outlives a loss of power."""
+        if self.folder is None:
+            return
+        copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        header = {"version": VERSION, "step": step, "state": state}
+        header["sha256"] = _digest(copies, header)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / "unfinished"
+        with unfinished.open("wb") as file:
+            file.write(safetensors.torch.save(copies, {"header": json.dumps(header)}))
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self.folder / f"{step:010d}.safetensors")
+        _sync(self.folder)
+        for old in self._files()[:-KEPT]:
+            old.unlink()
+        self._due = time.monotonic() + self.every
+
+    def load(self) -> Saved | None:
+        """The last good one, if there is one, after a line that says so; damaged ones are named and removed."""
+        for path in reversed(self._files()):
+            try:
+                saved = _read(path)
+            except ValueError as error:
+                print(f"{self.label}: checkpoint {path} is not used and removed: {error}", flush=True)
+                path.unlink()
+            else:
+                print(f"{self.label}: going on from step {saved.step}", flush=True)
+                return saved
+        return None
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.safetensors")) if self.folder else []
+
+
+NOWHERE = Checkpoints()
+
+
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Tensor]:
+    """All tensors that training changes: parameters and buffers, the optimizer's, and the random generators' states."""
+    found = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for i, values in optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{i}.{name}": tensor for name, tensor in values.items()}
+    found |= {"generator": generator.get_state(), "random": torch.get_rng_state()}
+    device = next(model.parameters()).device
+    return found | ({"random.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore(
+    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> None:
+    """Put everything that `tensors_of` took back to where it was."""
+    model.load_state_dict(named(tensors, "model"))
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in named(tensors, "optimizer").items():
+        i, name = key.split(".")
+        state.setdefault(int(i), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    generator.set_state(tensors["generator"])
+    torch.set_rng_state(tensors["random"])
+    if "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], next(model.parameters()).device)
+
+
+def named(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `name` and a dot, without these."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _read(path: Path) -> Saved:
+    """Raises ValueError, saying what is wrong, for what is no whole checkpoint of this version."""
+    if not path.is_file() or path.stat().st_size > LARGEST:
+        raise ValueError("it is no file of a checkpoint's size")
+    try:
+        tensors, header = read_tensors(path)
+    except ValueError:
+        raise ValueError("it is damaged") from None
+    if not isinstance(header, dict) or header.get("version") != VERSION:
+        raise ValueError(f"it is no checkpoint of version {VERSION}")
+    if header.pop("sha256", None) != _digest(tensors, header):
+        raise ValueError("it is damaged: its content does not have its sha256")
+    # Copied out of the mapped file, which must not be written to.
+    return Saved(header["step"], {name: tensor.clone() for name, tensor in tensors.items()}, header["state"])
+
+
+def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Have the system write a folder's list of files to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
