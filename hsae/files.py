@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,17 @@ if TYPE_CHECKING:  # importing these costs a stage that makes no plots half a se
     from matplotlib.figure import Figure
 
 FORMAT = 1  # of the envelope
+
+
+class Content(dict[str, Any]):
+    """What a file holds, by name. Raises ValueError, which names the file, for a name that is not there."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]):
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{self.path} lacks `{name}`: remove it and run `dvc checkout` or `dvc repro`.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,9 +74,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: object = None)
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises ValueError, in one line, if it is damaged."""
+    """Read JSON; its objects are `Content`. Raises ValueError, in one line, if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=partial(Content, path))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
 
@@ -77,8 +89,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         # This compares names, types, shapes and the file's size before anything is allocated.
         with safe_open(path, framework="pt") as file:
-            envelope = json.loads((file.metadata() or {}).get("header", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            envelope = json.loads((file.metadata() or {}).get("header", "null"), object_hook=partial(Content, path))
+            tensors = Content(path, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     written = envelope.get("format") if isinstance(envelope, dict) else None

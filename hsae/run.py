@@ -67,7 +67,7 @@ class Stage:
         return value
 
     def input(self, path: str) -> Path:
-        """A file that another stage wrote. Raises ValueError if it is not there, or not as DVC recorded it.
+        """A file that another stage wrote. Raises ValueError if it is not there, or not the one that DVC recorded.
 
         Of tensors, which are large and carry a sha256 of their own, only the size is compared with DVC's record.
         """
@@ -79,7 +79,7 @@ class Stage:
         same = size in (None, file.stat().st_size) and (file.suffix == ".safetensors" or md5 in (None, _md5(file)))
         if not same:
             raise ValueError(
-                f"input {file} is not as its stage wrote it: remove it and run `dvc checkout` or `dvc repro`."
+                f"input {file} is not what {LOCK} records: remove it and run `dvc checkout` or `dvc repro`."
             )
         return file
 
