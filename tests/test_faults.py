@@ -171,11 +171,10 @@ def test_another_stages_file_is_refused_with_and_without_a_record(workspace: Pat
     assert re.search("is not what its stage writes|lacks `", refused(READERS[path]))
 
 
+@pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("path", TENSORS[1:])
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
-def test_a_number_that_is_not_finite_is_refused(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, path: str, bad: float
-):
+def test_a_number_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch, path: str, bad: float):
     tensors, header = files.read_tensors(Path(path))
     name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
     planted = {**tensors, name: tensors[name].clone()}
