@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from hsae.config import check, check_positive
+from hsae.files import understanding
 from hsae.progress import Progress
 
 
@@ -104,12 +105,13 @@ class Store:
 
 def read(tensors: dict[str, Tensor], header: dict[str, Any], device: torch.device) -> Store:
     """The store saved as these tensors and header, activations on `device`. Raises ValueError if its parts disagree."""
-    fields = {name: tensors[name] for name in ("acts", "offsets", "positions", "documents")}
-    if len({len(tensor) for tensor in fields.values()}) != 1:
-        raise ValueError("the activation store is damaged: its tensors differ in length.")
-    normalizer = Normalizer(tensors["mean"].to(device), tensors["scale"].to(device))
-    fields["acts"] = fields["acts"].to(device)
-    return Store(Activations(**fields), normalizer, header["layer"], header["context"])
+    with understanding("the activation store"):
+        fields = {name: tensors[name] for name in ("acts", "offsets", "positions", "documents")}
+        if len({len(tensor) for tensor in fields.values()}) != 1:
+            raise ValueError("its tensors differ in length")
+        normalizer = Normalizer(tensors["mean"].to(device), tensors["scale"].to(device))
+        fields["acts"] = fields["acts"].to(device)
+        return Store(Activations(**fields), normalizer, header["layer"], header["context"])
 
 
 @torch.no_grad()

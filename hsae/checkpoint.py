@@ -1,26 +1,17 @@
-"""Checkpoints of a training: from its last one, a run that was killed goes on to the bytes that it would have given.
+"""Checkpoints of a training: from its last one, a run that was killed goes on to the bytes that it would have given."""
 
-A checkpoint is a safetensors file with a JSON header, in which a hash covers all of its content.
-"""
-
-import hashlib
-import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hsae.files import read_tensors
+from hsae.files import read_tensors, understanding, write_tensors
 
 EVERY = 20.0  # seconds from one to the next: saving takes some hundredths of one
 KEPT = 2
-VERSION = 1
-LARGEST = 1 << 36  # bytes: a longer file is no checkpoint
 
 
 class Saved(NamedTuple):
@@ -55,17 +46,7 @@ class Checkpoints:
         """Write the state after `step` steps; once this returns, it outlives a loss of power."""
         if self.folder is None:
             return
-        copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        header = {"version": VERSION, "step": step, "state": state}
-        header["sha256"] = _digest(copies, header)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / "unfinished"
-        with unfinished.open("wb") as file:
-            file.write(safetensors.torch.save(copies, {"header": json.dumps(header)}))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self.folder / f"{step:010d}.safetensors")
-        _sync(self.folder)
+        write_tensors(self.folder / f"{step:010d}.safetensors", dict(tensors), {"step": step, "state": state})
         for old in self._files()[:-KEPT]:
             old.unlink()
         self._due = time.monotonic() + self.every
@@ -75,8 +56,8 @@ class Checkpoints:
         for path in reversed(self._files()):
             try:
                 saved = _read(path)
-            except ValueError as error:
-                print(f"{self.label}: checkpoint {path} is not used and removed: {error}", flush=True)
+            except ValueError:
+                print(f"{self.label}: checkpoint {path} is damaged: it is not used and removed", flush=True)
                 path.unlink()
             else:
                 print(f"{self.label}: going on from step {saved.step}", flush=True)
@@ -123,33 +104,8 @@ def named(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> Saved:
-    """Raises ValueError, saying what is wrong, for what is no whole checkpoint of this version."""
-    if not path.is_file() or path.stat().st_size > LARGEST:
-        raise ValueError("it is no file of a checkpoint's size")
-    try:
-        tensors, header = read_tensors(path)
-    except ValueError:
-        raise ValueError("it is damaged") from None
-    if not isinstance(header, dict) or header.get("version") != VERSION:
-        raise ValueError(f"it is no checkpoint of version {VERSION}")
-    if header.pop("sha256", None) != _digest(tensors, header):
-        raise ValueError("it is damaged: its content does not have its sha256")
-    # Copied out of the mapped file, which must not be written to.
-    return Saved(header["step"], {name: tensor.clone() for name, tensor in tensors.items()}, header["state"])
-
-
-def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Have the system write a folder's list of files to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Raises ValueError for what is no whole checkpoint."""
+    tensors, header = read_tensors(path)
+    with understanding(str(path)):
+        # Copied out of the mapped file, which must not be written to.
+        return Saved(header["step"], {name: tensor.clone() for name, tensor in tensors.items()}, header["state"])

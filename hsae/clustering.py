@@ -19,6 +19,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from hsae.config import check, check_positive
+from hsae.files import understanding
 
 L0_LEVEL = {"pca": 1, "nmf": 2}
 """Methods that represent a token by several components, and the HSAE level whose L0 says how many."""
@@ -304,7 +305,7 @@ def load(method: str, tensors: dict[str, Tensor], l0s: tuple[int, int], device: 
     """The dictionary that `fit_clusters` gave as these tensors, on `device`.
 
     `l0s` are those of the HSAE's levels: of pca's components a token has at most as many as level 1 has active latents,
-    of nmf's as many as level 2 (all, where there are fewer). Raises ValueError for an L0 below 1.
+    of nmf's as many as level 2 (all, where there are fewer). Raises ValueError for an L0 below 1, or another's tensors.
     """
     dictionary = DICTIONARIES[method]
     values: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -312,4 +313,5 @@ def load(method: str, tensors: dict[str, Tensor], l0s: tuple[int, int], device: 
         values["l0"] = l0s[L0_LEVEL[method] - 1]
         check("l0", values["l0"], "1 or above", values["l0"] >= 1)
     # Ward's tree is no part of its dictionary.
-    return dictionary(**{field.name: values[field.name] for field in fields(dictionary)})
+    with understanding(f"the dictionary of {method}"):
+        return dictionary(**{field.name: values[field.name] for field in fields(dictionary)})

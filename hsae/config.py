@@ -1,5 +1,6 @@
 """params.yaml -> typed, checked values. The schemas stand beside the code that they configure."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
@@ -32,18 +33,21 @@ def load(schema: type[T], section: str | None = None) -> T:
         raise ValueError(f"{PARAMS}: section `{section}` must be a mapping with the keys {', '.join(wanted)}.")
     for key in values:
         if key not in wanted:
-            raise ValueError(f"{PARAMS}: unknown key `{prefix}{key}`; allowed: {', '.join(wanted)}.")
+            raise ValueError(f"{PARAMS}: unknown key `{prefix}{_visible(key)}`; allowed: {', '.join(wanted)}.")
     for key in wanted:
         if key not in values:
             raise ValueError(f"{PARAMS}: `{prefix}{key}` is missing.")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-        return OmegaConf.to_object(merged)  # pyright: ignore[reportReturnType]
+        loaded: T = OmegaConf.to_object(merged)  # pyright: ignore[reportAssignmentType]
+        _check_numbers(OmegaConf.to_container(merged))  # pyright: ignore[reportArgumentType]
+        return loaded
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{PARAMS}: `{prefix}{error.full_key or ''}`: {reason}.") from error
-    except ValueError as error:
-        raise ValueError(f"{PARAMS}: {prefix and f'section {section}: '}{error}") from error
+    except (ValueError, TypeError, ArithmeticError) as error:  # a list within a list of numbers, a float of 400 digits
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{PARAMS}: {prefix and f'section {section}: '}{reason}") from error
 
 
 def read_params() -> dict[str, Any]:
@@ -56,7 +60,7 @@ def read_params() -> dict[str, Any]:
     known = {str(entry).split(".")[0] for entry in used if "$" not in entry}
     unknown = sorted(params.keys() - known)
     if unknown:
-        raise ValueError(f"{PARAMS}: unknown key `{unknown[0]}`; allowed: {', '.join(sorted(known))}.")
+        raise ValueError(f"{PARAMS}: unknown key `{_visible(unknown[0])}`; allowed: {', '.join(sorted(known))}.")
     return params
 
 
@@ -64,7 +68,7 @@ def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in params.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -79,6 +83,19 @@ def check_positive(config: object, names: Iterable[str]) -> None:
     for name in names:
         value = getattr(config, name)
         check(name, value, "above 0", value > 0)
+        check(name, value, "finite", value < math.inf)
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    """What holds for every number: it is finite, an integer has 64 bits, and a seed suits every generator."""
+    for name, value in flatten(values).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float):
+                check(name, number, "finite", math.isfinite(number))
+            elif isinstance(number, int):
+                check(name, number, "within 64 bits", abs(number) < 2**63)
+                is_seed = name.rpartition(".")[2] == "seed"
+                check(name, number, "in 0..2^32 - 1", 0 <= number < 2**32 or not is_seed)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -98,4 +115,9 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a mapping of keys to values.")
-    return content  # pyright: ignore[reportReturnType]
+    return {str(key): value for key, value in content.items()}
+
+
+def _visible(key: object) -> str:
+    """A key as it is, but for line breaks and the like."""
+    return repr(str(key))[1:-1]

@@ -29,7 +29,7 @@ class CharTokenizer:
         points = _code_points(text)
         alphabet = _code_points(self.alphabet)
         tokens = np.searchsorted(alphabet, points).clip(max=self.n_vocab - 1)
-        unknown = points[alphabet[tokens] != points]
+        unknown = points[alphabet[tokens] != points] if self.alphabet else points
         if len(unknown):
             raise ValueError(f"character {chr(unknown[0])!r} is not in the alphabet of {self.n_vocab} characters.")
         return torch.from_numpy(tokens.astype(np.uint8 if self.n_vocab <= 256 else np.int32))

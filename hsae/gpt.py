@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hsae.files import understanding
 from hsae.products import Linear, linear
 
 
@@ -115,9 +116,13 @@ class GPT(nn.Module):
 
 
 def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> GPT:
-    """The transformer that was saved as these tensors and this header, ready for inference."""
-    model = GPT(GPTConfig(**header["config"]), header["n_vocab"])
-    model.load_state_dict(tensors)
+    """The transformer that was saved as these tensors and this header, ready for inference.
+
+    Raises ValueError if they are something else's.
+    """
+    with understanding("the transformer"):
+        model = GPT(GPTConfig(**header["config"]), header["n_vocab"])
+        model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
 
 

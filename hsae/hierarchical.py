@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hsae import losses, variants
+from hsae.files import understanding
 from hsae.losses import Coefficients
 from hsae.metrics import DictionaryTotals
 from hsae.products import linear
@@ -133,14 +134,18 @@ def objective(model: HierarchicalSAE, x: Float[Tensor, "batch d_in"], c: Coeffic
 
 
 def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> HierarchicalSAE:
-    """The HSAE that was saved as these tensors and this header, in evaluation mode."""
+    """The HSAE that was saved as these tensors and this header, in evaluation mode.
+
+    Raises ValueError if they are something else's.
+    """
 
     def level(name: str) -> SAE:
         prefix = f"{name}."
         own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         return variants.load(own, header[name])
 
-    return HierarchicalSAE(level("level1"), level("level2")).eval()
+    with understanding("the HSAE"):
+        return HierarchicalSAE(level("level1"), level("level2")).eval()
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -25,6 +26,7 @@ from hsae.config import check
 from hsae.signals import die_with_parent, interruptible
 
 T = TypeVar("T")
+LOCK = Path("dvc.lock")
 ABANDONED = 86_400.0  # seconds: checkpoints that are older; to newer ones a queue may still come
 
 
@@ -66,11 +68,20 @@ class Stage:
         return value
 
     def input(self, path: str) -> Path:
-        """A file that another stage wrote. Raises ValueError if it is not there."""
+        """A file that another stage wrote. Raises ValueError if it is not there, or not the one that DVC recorded.
+
+        Of tensors, which are large and carry a sha256 of their own, only the size is compared with DVC's record.
+        """
         file = Path(path)
         if not file.is_file():
             raise ValueError(f"input {file} is missing: run `dvc repro` (or `dvc checkout`).")
         self._inputs[file] = _signature(file)
+        md5, size = _recorded(path)
+        same = size in (None, file.stat().st_size) and (file.suffix == ".safetensors" or md5 in (None, _md5(file)))
+        if not same:
+            raise ValueError(
+                f"input {file} is not what {LOCK} records: remove it and run `dvc checkout` or `dvc repro`."
+            )
         return file
 
     def device(self) -> torch.device:
@@ -133,7 +144,7 @@ def stage(name: str) -> Iterator[Stage]:
             yield running
             running.check_unchanged()
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {name}: {error}")
+        sys.exit(f"error: {name}: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(f"error: {name}: stopped before its end")
 
@@ -198,6 +209,22 @@ def _signature(path: Path) -> tuple[int, ...]:
         return ()
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _recorded(path: str) -> tuple[str | None, int | None]:
+    """MD5 and size that dvc.lock has for an output; nothing for what is no output, or where DVC never ran."""
+    text = LOCK.read_text(encoding="utf-8") if LOCK.is_file() else ""
+    # Not by a YAML parser, which takes a quarter of a second.
+    for section in re.findall(r"^    outs:\n((?:    [- ].*\n)+)", text, re.MULTILINE):
+        entry = re.search(rf"- path: {re.escape(path)}\n +hash: md5\n +md5: (\w{{32}})\n +size: (\d+)\n", section)
+        if entry:
+            return entry[1], int(entry[2])
+    return None, None
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _digest(path: Path) -> str:

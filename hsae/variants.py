@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hsae import losses
 from hsae.config import check
+from hsae.files import understanding
 from hsae.products import linear
 from hsae.sae import SAE, SAEOutput
 
@@ -272,8 +273,12 @@ def build(kind: str, d_in: int, d_sae: int, *, k: int, beta: float, nonnegative:
 
 
 def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> SAE:
-    """The autoencoder that was saved as these tensors and this header, in evaluation mode."""
-    arguments = {name: value for name, value in header.items() if name != "kind"}
-    model = VARIANTS[header["kind"]](**arguments)
-    model.load_state_dict(tensors)
+    """The autoencoder that was saved as these tensors and this header, in evaluation mode.
+
+    Raises ValueError if they are something else's.
+    """
+    with understanding("the autoencoder"):
+        arguments = {name: value for name, value in header.items() if name != "kind"}
+        model = VARIANTS[header["kind"]](**arguments)
+        model.load_state_dict(tensors)
     return model.eval()

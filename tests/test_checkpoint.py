@@ -1,6 +1,5 @@
 """Checkpoints on the disk: what is written comes back, what is damaged does not."""
 
-import json
 import os
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from hsae import checkpoint
 from hsae.checkpoint import NOWHERE, Checkpoints, restore, tensors_of
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor(3), "c": torch.tensor([True]), "d": torch.zeros(0)}
-STATE = {"curve": [{"step": 1, "loss": 0.1 + 0.2}], "steps": 2, "best": None}
+STATE = {"curve": [{"step": 1, "loss": 1 / 3}], "steps": 2, "best": None}
 
 
 @pytest.fixture
@@ -86,11 +85,6 @@ def flip(content: bytes, at: int) -> bytes:
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
-def with_version(content: bytes) -> bytes:
-    tensors = safetensors.torch.load(content)
-    return safetensors.torch.save(tensors, {"header": json.dumps({"version": 2, "step": 2, "state": {}})})
-
-
 FOREIGN = safetensors.torch.save({"a": torch.zeros(2)}, {"header": '{"kind": "relu"}'})
 DAMAGES = {
     "empty": lambda _: b"",
@@ -99,7 +93,6 @@ DAMAGES = {
     "longer": lambda content: content + b"0",
     "of zeros": lambda content: bytes(len(content)),
     "a huge header": lambda content: (1 << 62).to_bytes(8, "little") + content[8:],
-    "another version": with_version,
     "a model": lambda _: FOREIGN,
     "a tensor without a header": lambda _: safetensors.torch.save({"a": torch.zeros(2)}),
     "text": lambda _: b"# a note",
@@ -114,7 +107,7 @@ def test_a_damaged_one_is_named_in_one_line_and_removed_and_the_one_before_is_us
     last.write_bytes(DAMAGES[damage](last.read_bytes()))
     assert loaded_step(checkpoints) == 1
     refusal, going_on = capsys.readouterr().out.splitlines()
-    assert refusal.startswith(f"phase1: checkpoint {last} is not used and removed: it is ")
+    assert refusal == f"phase1: checkpoint {last} is damaged: it is not used and removed"
     assert going_on == "phase1: going on from step 1"
     assert not last.exists()
 
@@ -124,7 +117,7 @@ def test_no_flipped_bit_goes_unnoticed(checkpoints: Checkpoints):
     content = last.read_bytes()
     generator = torch.Generator().manual_seed(0)
     positions = torch.randint(len(content), (100,), generator=generator).tolist()
-    for at in [*positions, 8, content.index(b"loss"), content.index(b"30000000000000004"), len(content) - 1]:
+    for at in [*positions, 8, content.index(b"loss"), content.index(b"3333333333333333"), len(content) - 1]:
         if content[at : at + 1].isspace():  # JSON may be padded with anything
             continue
         last.write_bytes(flip(content, at))
@@ -133,16 +126,10 @@ def test_no_flipped_bit_goes_unnoticed(checkpoints: Checkpoints):
     assert loaded_step(checkpoints) == 2
 
 
-def test_a_file_beyond_all_sizes_is_not_read(
-    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    last = files(checkpoints)[-1]
-    with last.open("r+b") as file:
+def test_a_file_of_a_terabyte_is_refused_unread(checkpoints: Checkpoints):
+    with files(checkpoints)[-1].open("r+b") as file:
         file.truncate(1 << 40)  # sparse
-    monkeypatch.setattr(checkpoint, "read_tensors", lambda _: pytest.fail("read"))
-    with pytest.raises(BaseException, match="read"):  # the one before is of an ordinary size
-        checkpoints.load()
-    assert f"{last} is not used" in capsys.readouterr().out
+    assert loaded_step(checkpoints) == 1
 
 
 def test_if_all_are_damaged_training_starts_anew(checkpoints: Checkpoints):
@@ -177,11 +164,17 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_older_
         os, "fsync", lambda fd: events.append("sync " + os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd)
     )
     monkeypatch.setattr(Path, "replace", lambda a, b: events.append(f"rename {b}") or replace(a, b))
-    monkeypatch.setattr(Path, "unlink", lambda path: events.append(f"remove {path}") or unlink(path))
+
+    def remove(path: Path, missing_ok: bool = False) -> None:
+        if path.exists():  # a temporary file that has got its name is not there any more
+            events.append(f"remove {path}")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", remove)
     folder = files(checkpoints)[0].parent
     checkpoints.save(3, TENSORS, STATE)
     assert events == [
-        f"sync {folder}/unfinished",
+        f"sync {folder}/.0000000003.safetensors.{os.getpid()}.tmp",
         f"rename {folder}/0000000003.safetensors",
         f"sync {folder}",
         f"remove {folder}/0000000001.safetensors",

@@ -94,6 +94,56 @@ def test_a_missing_input_is_named():
         stage.input("nowhere")
 
 
+LOCK = """\
+schema: '2.0'
+stages:
+  make:
+    outs:
+    - path: other
+      hash: md5
+      md5: 00000000000000000000000000000000
+      size: 3
+    - path: input
+      hash: md5
+      md5: 9a0364b9e99bb480dd25e1f0284c8555
+      size: 7
+  use:
+    deps:
+    - path: input
+      hash: md5
+      md5: 11111111111111111111111111111111
+      size: 5
+"""
+
+
+def test_an_input_is_compared_with_what_dvc_recorded_when_its_stage_wrote_it(workspace: Path):
+    (workspace / "dvc.lock").write_text(LOCK)
+    with run.stage("phase2") as stage:
+        stage.input("input")
+        stage.input("params.yaml")  # no output of a stage
+    (workspace / "input").write_text("contend")
+    with (
+        pytest.raises(SystemExit, match=r"error: phase2: input input is not what dvc\.lock records: remove it and run"),
+        run.stage("phase2") as stage,
+    ):
+        stage.input("input")
+
+
+def test_of_tensors_only_the_size_is_compared_since_they_carry_a_sha256(workspace: Path):
+    (workspace / "dvc.lock").write_text(LOCK.replace("path: input", "path: x.safetensors"))
+    (workspace / "x.safetensors").write_text("contend")
+    with run.stage("phase2") as stage:
+        stage.input("x.safetensors")
+    (workspace / "x.safetensors").write_text("more")
+    with pytest.raises(SystemExit, match=r"x\.safetensors is not what dvc\.lock records"), run.stage("phase2") as stage:
+        stage.input("x.safetensors")
+
+
+def test_an_error_of_several_lines_becomes_one():
+    with pytest.raises(SystemExit, match=r"error: phase2: one two$"), run.stage("phase2"):
+        raise ValueError("one\n  two\n")
+
+
 def test_another_exception_than_bad_input_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), run.stage("phase2"):
         _ = 1 / 0

@@ -168,7 +168,7 @@ def test_trials_survive_the_file(study: Trials):
         (lambda text: text[:-40], "trials.json is damaged"),
         (lambda text: text.replace("hsae-trials-1", "hsae-trials-0"), "`format` must be hsae-trials-1"),
         (lambda text: text.replace('"intruder": 4', '"intruder": 400'), "`session.intruder` must be 0 to 54"),
-        (lambda text: text.replace('"density"', '"densety"', 1), "trials.json lacks something"),
+        (lambda text: text.replace('"density"', '"densety"', 1), "`keys of a Trial` must be id, kind"),
         (lambda text: text.replace('"kind": "clarity"', '"kind": "clearness"', 1), "clearness"),
         (lambda _: "[1]", "`format` must be"),
     ],

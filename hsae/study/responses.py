@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from hsae.config import check
-from hsae.study.trials import OPTIONS
+from hsae.study.trials import OPTIONS, record
 
 FORMAT = "hsae-responses-1"
 RATINGS = range(1, 6)
@@ -57,9 +57,10 @@ def loads(text: str) -> Responses:
     try:
         header, *rows = (json.loads(line) for line in lines)
         check("format", header["format"], FORMAT, header["format"] == FORMAT)
-        responses = tuple(Response(**row) for row in rows)
-        sha256, n = str(header["trials_sha256"]), header["responses"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        responses = tuple(record(Response, row) for row in rows)
+        sha256, n = header["trials_sha256"], header["responses"]
+        check("trials_sha256", sha256, "text", isinstance(sha256, str))
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"responses.jsonl is damaged ({error}): run `hsae study export` again.") from None
     check("responses", len(responses), f"as many as the header says, {n}: the file is cut off", len(responses) == n)
     for response in responses:

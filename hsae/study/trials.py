@@ -5,9 +5,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from hsae.config import check
+
+T = TypeVar("T")
 
 FORMAT = "hsae-trials-1"
 OPTIONS = 5
@@ -94,18 +96,33 @@ def loads(text: str) -> Trials:
     """The trials that a trials.json holds. Raises ValueError, in one line, for anything that is not as it should be."""
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"trials.json is damaged ({error}): run `dvc repro build_study`.") from None
     found = content.get("format") if isinstance(content, dict) else None
     check("format", found, f"{FORMAT}: run `dvc repro build_study`", found == FORMAT)
     try:
-        session = Session(**content["session"])
+        session = record(Session, content["session"])
         trials = tuple(_trial(row) for row in content["trials"])
-        study = Trials(content["corpus"], content["seed"], session, trials)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"trials.json lacks something ({error}): run `dvc repro build_study`.") from None
+        rest = {name: value for name, value in content.items() if name != "format"}
+        study = record(Trials, {**rest, "session": session, "trials": trials})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"trials.json lacks something ({error!r}): run `dvc repro build_study`.") from None
     _check(study)
     return study
+
+
+def record(kind: type[T], row: dict[str, Any]) -> T:
+    """A dataclass from what JSON holds. Raises ValueError for a key that is missing or unknown, or a wrong type."""
+    hints = get_type_hints(kind)
+    check(f"keys of a {kind.__name__}", list(row), f"{', '.join(hints)}", row.keys() == hints.keys())
+    for name, hint in hints.items():
+        hint = getattr(hint, "__origin__", hint)  # tuple[...] -> tuple
+        # In Python true is an integer, and an integer will do for a float; neither is meant to be a number here.
+        same = isinstance(row[name], hint | int if hint is float else hint) and isinstance(row[name], bool) <= (
+            hint is bool
+        )
+        check(name, row[name], getattr(hint, "__name__", str(hint)), same)
+    return kind(**row)
 
 
 def available(trials: Iterable[Trial]) -> Counter[str]:
@@ -114,20 +131,24 @@ def available(trials: Iterable[Trial]) -> Counter[str]:
 
 
 def _trial(row: dict[str, Any]) -> Trial:
-    options = tuple(tuple(Snippet(s["text"], tuple(s["marks"])) for s in option) for option in row["options"])
-    return Trial(**{**row, "kind": Kind(row["kind"]), "role": Role(row["role"]), "options": options})
+    options = tuple(
+        tuple(record(Snippet, {**snippet, "marks": tuple(snippet["marks"])}) for snippet in option)
+        for option in row["options"]
+    )
+    return record(Trial, {**row, "kind": Kind(row["kind"]), "role": Role(row["role"]), "options": options})
 
 
 def _check(study: Trials) -> None:
     counts = Counter(trial.id for trial in study.trials)
     for trial in study.trials:
+        check(f"density of {trial.id}", trial.density, "in 0..1", 0 <= trial.density <= 1)
         check("id", trial.id, "there once", counts[trial.id] == 1)
         n = 1 if trial.kind == Kind.clarity else OPTIONS
         check(f"options of {trial.id}", len(trial.options), f"{n} for {trial.kind}", len(trial.options) == n)
         right = trial.answer is None if n == 1 else trial.answer in range(n)
         check(f"answer of {trial.id}", trial.answer, "none" if n == 1 else f"0 to {n - 1}", right)
         snippets = [snippet for option in trial.options for snippet in option]
-        inside = all(0 <= mark < len(snippet.text) for snippet in snippets for mark in snippet.marks)
+        inside = all(mark in range(len(snippet.text)) for snippet in snippets for mark in snippet.marks)
         check(f"marks of {trial.id}", [s.marks for s in snippets], "positions of the text", inside)
     counts = available(study.trials)
     for name, wanted in vars(study.session).items():
