@@ -195,10 +195,9 @@ def dictionary_basis(encode: Callable[[Tensor], Tensor], directions: Float[Tenso
 
 def hsae_bases(model: HierarchicalSAE) -> dict[str, Basis]:
     """Both levels of an HSAE; a level-2 latent's direction is that of the level-1 latents that it stands for."""
-    level1, level2 = model.level1, model.level2
     return {
-        "level1": dictionary_basis(level1.encode, level1.W_dec),
-        "level2": dictionary_basis(lambda x: level2.encode(level1.encode(x)), level2.W_dec @ level1.W_dec),
+        "level1": dictionary_basis(model.level1.encode, model.level1.W_dec),
+        "level2": dictionary_basis(model.encode_h2, model.directions_h2),
     }
 
 

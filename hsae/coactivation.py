@@ -1,16 +1,13 @@
-"""Which latents are active together: phi coefficients, the graph that they make, its communities, and the null."""
+"""Which latents are active together: phi coefficients, and the null."""
 
 from collections.abc import Callable, Iterable, Iterator
 
-import networkx as nx
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
-
-from hsae.config import check
 
 
 @torch.no_grad()
@@ -40,37 +37,6 @@ def phi(active: csc_array) -> Float[ndarray, "latent latent"]:
     result = covariance * np.outer(scale, scale)
     np.fill_diagonal(result, 1)
     return result
-
-
-def neighbour_graph(phi: Float[ndarray, "latent latent"], n_neighbors: int) -> nx.Graph:
-    """Each latent joined with those of the `n_neighbors` largest phi coefficients that are above 0, their weights.
-
-    An edge stands where either of the two has chosen the other. Thinned so, observed and null graphs have about as many
-    edges. Raises ValueError if there is no edge.
-    """
-    others = np.where(np.eye(len(phi), dtype=bool), 0, phi.clip(min=0))
-    nearest = np.argsort(-others, axis=1, kind="stable")[:, :n_neighbors]
-    chosen = np.zeros_like(others)
-    np.put_along_axis(chosen, nearest, np.take_along_axis(others, nearest, 1), 1)
-    graph = nx.from_numpy_array(np.maximum(chosen, chosen.T))
-    check("the co-activation graph", graph.number_of_edges(), "of at least one edge", graph.number_of_edges() > 0)
-    return graph
-
-
-def communities(graph: nx.Graph, seed: int) -> Int[ndarray, " latent"]:
-    """Community of every node by the Louvain method (Blondel et al. 2008, arXiv 0803.0476), the largest is 0."""
-    labels = np.empty(len(graph), dtype=int)
-    found = nx.community.louvain_communities(graph, seed=seed)
-    for label, members in enumerate(sorted(found, key=lambda members: (-len(members), min(members)))):
-        labels[list(members)] = label
-    return labels
-
-
-def modularity(graph: nx.Graph, labels: Int[ndarray, " latent"]) -> float:
-    """Share of the edges' weight that lies within clusters, less what the nodes' degrees alone would put there."""
-    return nx.community.modularity(
-        graph, [set(np.flatnonzero(labels == label).tolist()) for label in np.unique(labels)]
-    )
 
 
 def independent(active: csc_array, n_draws: int, rng: np.random.Generator) -> Iterator[Float[ndarray, "latent latent"]]:

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Int
 from numpy import ndarray
 
-from hsae import coactivation
+from hsae import coactivation, communities
 from hsae.dendrogram import Dendrogram, cosine_distances, similarity_distances
 from hsae.feature_clustering import FeatureClusteringConfig, Features, embed, largest_groups
 from hsae.latent_classes import LABELLINGS, Text, latent_classes
@@ -204,7 +204,7 @@ def _geometry(features: Features, config: FeatureClusteringConfig, rng: np.rando
     indices = {
         "silhouette": lambda labels: silhouette(distances, labels),
         "davies_bouldin": lambda labels: davies_bouldin(features.W_dec, labels),
-        "modularity": lambda labels: coactivation.modularity(features.graph, labels),
+        "modularity": lambda labels: communities.modularity(features.graph, labels),
     }
     partitions: dict[str, Any] = {}
     for name, labels in features.partitions.items():
@@ -240,12 +240,12 @@ def _chance(features: Features, config: FeatureClusteringConfig, rng: np.random.
             shuffled = features.trees[name].shuffled(rng)
             note(name, "cophenetic", "shuffled", shuffled.cophenetic_correlation())
     for phi in coactivation.independent(features.active, config.n_null, rng):
-        graph = coactivation.neighbour_graph(phi, config.n_neighbors)
+        graph = communities.neighbour_graph(phi, config.n_neighbors)
         tree = Dendrogram.average(similarity_distances(phi))
-        labels = coactivation.communities(graph, config.seed)
-        note("communities", "modularity", "independent", coactivation.modularity(graph, labels))
+        labels = communities.communities(graph, config.seed)
+        note("communities", "modularity", "independent", communities.modularity(graph, labels))
         labels = tree.cut(n_clusters)
-        note("coactivation_clusters", "modularity", "independent", coactivation.modularity(graph, labels))
+        note("coactivation_clusters", "modularity", "independent", communities.modularity(graph, labels))
         note("coactivation", "cophenetic", "independent", tree.cophenetic_correlation())
     return draws
 

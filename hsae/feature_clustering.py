@@ -10,7 +10,7 @@ from scipy.sparse import csc_array, csr_array
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from hsae import coactivation
+from hsae import coactivation, communities
 from hsae.config import check, check_positive
 from hsae.dendrogram import Dendrogram, cosine_distances, similarity_distances
 from hsae.latent_classes import LABELLINGS, Text, latent_classes
@@ -57,7 +57,7 @@ class Features:
     """1 where a latent is active (token, living), on the tokens that they are clustered by."""
     phi: Float[ndarray, "living living"]
     graph: nx.Graph
-    """The co-activation graph (`coactivation.neighbour_graph`)."""
+    """The co-activation graph (`communities.neighbour_graph`)."""
     trees: dict[str, Dendrogram]
     partitions: dict[str, Int[ndarray, " living"]]
 
@@ -82,13 +82,13 @@ def flat_features(
     W_dec = W_dec[latents]
     active = coactivation.activity(acts[:, latents])
     phi = coactivation.phi(active)
-    graph = coactivation.neighbour_graph(phi, config.n_neighbors)
+    graph = communities.neighbour_graph(phi, config.n_neighbors)
     trees = {
         "decoder": Dendrogram.average(cosine_distances(W_dec)),
         "coactivation": Dendrogram.average(similarity_distances(phi)),
     }
     partitions = {f"{name}_clusters": tree.cut(n_clusters) for name, tree in trees.items()}
-    partitions["communities"] = coactivation.communities(graph, config.seed)
+    partitions["communities"] = communities.communities(graph, config.seed)
     return Features(latents, W_dec, others[:, latents], active, phi, graph, trees, partitions)
 
 

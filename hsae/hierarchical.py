@@ -57,6 +57,15 @@ class HierarchicalSAE(nn.Module):
             level.train(mode and level.W_dec.requires_grad)
         return self
 
+    def encode_h2(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae2"]:
+        """Activations of level 2."""
+        return self.level2.encode(self.level1.encode(x))
+
+    @property
+    def directions_h2(self) -> Float[Tensor, "d_sae2 d_in"]:
+        """Directions of level 2 in the space of x: of each latent, the sum of the level-1 latents it stands for."""
+        return self.level2.W_dec @ self.level1.W_dec
+
     def reconstruct_from_h1(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
         """Level 1 as a dictionary of its own: h1, and x from h1."""
         out = self.level1(x)

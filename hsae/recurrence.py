@@ -1,6 +1,7 @@
-"""Which latents another seed finds again: the HSAE trained anew, on the controls' budget, and directions matched.
+"""Which latents another seed finds again: directions of the HSAE matched with those of the control that is trained.
 
-`make comparison` asks this of eight seeds at the full budget; this, of one more and for every latent of the run itself.
+`make comparison` asks this of eight seeds at the full budget; this, of one more, on the controls' smaller budget, and
+for every latent of the run itself.
 """
 
 from typing import Any
@@ -23,7 +24,8 @@ def recurrence(own: HierarchicalSAE, other: HierarchicalSAE, seed: int) -> pd.Da
     rng = np.random.default_rng(seed)
     frames = []
     for level in (1, 2):
-        a, b = (_directions(model, level) for model in (own, other))
+        rows = (model.level1.W_dec if level == 1 else model.directions_h2 for model in (own, other))
+        a, b = (directions.double().cpu().numpy() for directions in rows)
         null = match(random_like(a, rng), random_like(b, rng)).cosines
         found = match(a, b)
         cosines = pd.DataFrame({"level": level, "latent": found.a, "cosine": found.cosines, "null": null})
@@ -43,8 +45,3 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
             "recurs_null": float((null >= RECURS).mean()),
         }
     return found
-
-
-def _directions(model: HierarchicalSAE, level: int) -> np.ndarray:
-    rows = model.level1.W_dec if level == 1 else model.level2.W_dec @ model.level1.W_dec
-    return rows.double().cpu().numpy()

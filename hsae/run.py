@@ -88,6 +88,7 @@ class Stage:
         """Choose the device, and set how torch computes: number of threads, deterministically, TF32 on a GPU."""
         compute = self.params(Compute)
         torch.set_num_threads(compute.threads)
+        self._warn_of_other_threads(compute.threads)
         # This, unlike `use_deterministic_algorithms`, does not import torch's compiler, which takes a second.
         torch.set_deterministic_debug_mode("error")
         # Else every new tensor costs a pass through its memory.
@@ -125,6 +126,14 @@ class Stage:
                 changed.append(f"{config.PARAMS} ({section or ', '.join(vars(value))})")
         if changed:
             raise ValueError(f"{changed[0]} changed during the run; its result is void: run `dvc repro` again.")
+
+    def _warn_of_other_threads(self, threads: int) -> None:
+        """Say so if the result that dvc.lock has of this stage was computed by another number of threads."""
+        entry = re.search(rf"^  {re.escape(self.name.replace('/', '@'))}:\n(?:    .*\n)+", _lock(), re.MULTILINE)
+        recorded = re.search(r"^        threads: (\d+)$", entry[0], re.MULTILINE) if entry else None
+        if recorded and int(recorded[1]) != threads:
+            note = f"`threads` is {threads}, and was {recorded[1]} for the result in {LOCK}"
+            print(f"{self.name}: {note}: sums are rounded otherwise, results differ a little", flush=True)
 
     def _key(self) -> str:
         """Hash of the code, torch's version, the parameters and the content of the inputs."""
@@ -211,11 +220,14 @@ def _signature(path: Path) -> tuple[int, ...]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
+def _lock() -> str:
+    """What DVC has recorded of all stages: YAML, but a parser of it takes a quarter of a second."""
+    return LOCK.read_text(encoding="utf-8") if LOCK.is_file() else ""
+
+
 def _recorded(path: str) -> tuple[str | None, int | None]:
     """MD5 and size that dvc.lock has for an output; nothing for what is no output, or where DVC never ran."""
-    text = LOCK.read_text(encoding="utf-8") if LOCK.is_file() else ""
-    # Not by a YAML parser, which takes a quarter of a second.
-    for section in re.findall(r"^    outs:\n((?:    [- ].*\n)+)", text, re.MULTILINE):
+    for section in re.findall(r"^    outs:\n((?:    [- ].*\n)+)", _lock(), re.MULTILINE):
         entry = re.search(rf"- path: {re.escape(path)}\n +hash: md5\n +md5: (\w{{32}})\n +size: (\d+)\n", section)
         if entry:
             return entry[1], int(entry[2])

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hsae import plots
-from hsae.clustering import L0_LEVEL
+from hsae.clusters import L0_LEVEL
 from hsae.comparison_plots import comparison_table
 from hsae.config import check, flatten
 from hsae.context_bootstrap import Run, intervals

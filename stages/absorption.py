@@ -17,10 +17,9 @@ def main(flat: list[str]) -> None:
         device = stage.device()
         config = stage.params(AbsorptionConfig, "absorption")
         hsae = read_hsae(stage, device)
-        level1, level2 = hsae.level1, hsae.level2
         methods = {
-            "HSAE level1": Method(level1.encode, level1.W_dec),
-            "HSAE level2": Method(lambda x: level2.encode(level1.encode(x)), level2.W_dec @ level1.W_dec),
+            "HSAE level1": Method(hsae.level1.encode, hsae.level1.W_dec),
+            "HSAE level2": Method(hsae.encode_h2, hsae.directions_h2),
         }
         for name in flat:
             model = read_flat(stage, name, device)

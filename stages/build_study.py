@@ -31,7 +31,7 @@ def main(flat: str) -> None:
         x = store.x(slice(0, n)).split(4096)
         encoders = {
             "level1": hsae.level1.encode,
-            "level2": lambda part: hsae.level2.encode(hsae.level1.encode(part)),
+            "level2": hsae.encode_h2,
             f"flat {flat}": read_flat(stage, flat, device).encode,
             "kmeans": lambda part: kmeans.reconstruct(part)[0],
         }

@@ -2,14 +2,14 @@
 
 import torch
 
-from hsae import clustering
+from hsae import clusters
 from hsae.files import read_tensors
 from hsae.run import Stage
 
 
-def read_clusters(stage: Stage, name: str, device: torch.device) -> clustering.Clusters:
+def read_clusters(stage: Stage, name: str, device: torch.device) -> clusters.Clusters:
     """Clusters of which a token is in one."""
     tensors, _ = read_tensors(stage.input(f"models/clustering_baseline/{name}.safetensors"))
-    found = clustering.load(name, tensors, (1, 1), device)
-    assert isinstance(found, clustering.Clusters)
+    found = clusters.load(name, tensors, (1, 1), device)
+    assert isinstance(found, clusters.Clusters)
     return found

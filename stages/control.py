@@ -1,5 +1,6 @@
 """Activations -> an HSAE trained on a smaller budget, proper or as a control, and its headlines on the test split.
 
+All are of another seed than the run's own HSAE, so that `recurrence` can ask which latents come of both.
 Argument: the item in dvc.yaml, one of `hsae.controls.Control`.
 """
 
@@ -11,7 +12,7 @@ from hsae import controls, gpt, run
 from hsae.checkpoint import Checkpoints
 from hsae.controls import Control, ControlConfig
 from hsae.feature_clustering import FeatureClusteringConfig
-from hsae.files import read_json, read_tensors, write_json
+from hsae.files import read_json, read_tensors, write_json, write_tensors
 from hsae.language_model import TransformerConfig
 from hsae.latent_classes import Text
 from hsae.shared_information import InformationConfig
@@ -27,7 +28,9 @@ def main(control: Control) -> None:
         information = replace(stage.params(InformationConfig, "mutual_information"), shifts=config.shifts)
         clustering = stage.params(FeatureClusteringConfig, "feature_clustering")
         transformer_seed = stage.params(TransformerConfig, "train_transformer").seed
-        training = read_training(stage)
+        training = read_training(stage).shortened(config.epochs_share)
+        seed = training.dictionary.seed + 1
+        training = replace(training, dictionary=replace(training.dictionary, seed=seed))
         tensors, header = read_tensors(stage.input("models/transformer.safetensors"))
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
@@ -36,12 +39,11 @@ def main(control: Control) -> None:
         if control == Control.random_transformer:
             train, test = controls.of_transformer(controls.untrained(header, transformer_seed), train, test, tokens)
         elif control == Control.shuffled_activations:
-            train, test = (controls.shuffled(store, training.dictionary.seed) for store in (train, test))
+            train, test = (controls.shuffled(store, seed) for store in (train, test))
 
         with stage.checkpoints() as folder:
-            model = controls.train(
-                train, training.shortened(config.epochs_share), control == Control.random_decoder, Checkpoints(folder)
-            )
+            model = controls.train(train, training, control == Control.random_decoder, Checkpoints(folder))
+            write_tensors(Path(f"models/control/{control}.safetensors"), model.state_dict(), model.header())
             offsets = test.activations.offsets.long()
             text = Text(tokens[offsets].long().numpy(), tokens[offsets + 1].long().numpy(), alphabet)
             result = {"n_train_tokens": len(train), **controls.measure(model, test, text, information, clustering)}

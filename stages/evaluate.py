@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from hsae import gpt, run
-from hsae.clustering import load as load_clusters
+from hsae.clusters import load as load_clusters
 from hsae.evaluation import evaluate
 from hsae.files import read_json, read_tensors, write_json, write_tensors
 from stages.files import read_store

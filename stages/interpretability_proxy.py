@@ -25,7 +25,7 @@ def main(flat: list[str]) -> None:
         hsae = read_hsae(stage, device)
         encoders = {
             "HSAE level1": hsae.level1.encode,
-            "HSAE level2": lambda x: hsae.level2.encode(hsae.level1.encode(x)),
+            "HSAE level2": hsae.encode_h2,
             **{name: read_flat(stage, name, device).encode for name in flat},
         }
         kmeans = read_clusters(stage, "kmeans", device)

@@ -84,7 +84,7 @@ def _encoders(stage: run.Stage, device: torch.device) -> tuple[dict[str, Callabl
     kmeans = read_clusters(stage, "kmeans", device)
     encoders = {
         "hsae_level1": hsae.level1.encode,
-        "hsae_level2": lambda x: hsae.level2.encode(hsae.level1.encode(x)),
+        "hsae_level2": hsae.encode_h2,
         "flat_topk": flat["topk"].encode,
         "flat_topk_level2": flat["topk_level2"].encode,
         "kmeans": lambda x: kmeans.reconstruct(x)[0],

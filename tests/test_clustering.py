@@ -6,18 +6,15 @@ import torch
 from scipy.optimize import nnls
 from sklearn.mixture import GaussianMixture
 
-from hsae.clustering import (
+from hsae.clustering import ClusteringConfig, WardOnCentroids, fit_clusters, kmeans
+from hsae.clusters import (
     DICTIONARIES,
     L0_LEVEL,
-    ClusteringConfig,
     Clusters,
     Dictionary,
     Mixture,
     NonnegativeParts,
     PrincipalComponents,
-    WardOnCentroids,
-    fit_clusters,
-    kmeans,
     load,
     nonnegative_pursuit,
     split_signs,

@@ -280,3 +280,29 @@ def _ends(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+LOCK_OF_THREADS = """\
+schema: '2.0'
+stages:
+  flat_baseline@topk:
+    params:
+      params.yaml:
+        device: cpu
+        threads: {}
+  phase2:
+    params:
+      params.yaml:
+        threads: 7
+"""
+
+
+@pytest.mark.parametrize(("recorded", "warned"), [(1, False), (3, True)])
+def test_another_number_of_threads_than_dvc_recorded_is_warned_of(
+    recorded: int, warned: bool, workspace: Path, capsys: pytest.CaptureFixture[str]
+):
+    (workspace / "dvc.lock").write_text(LOCK_OF_THREADS.format(recorded))
+    with run.stage("flat_baseline/topk") as stage:
+        stage.device()
+    said = "flat_baseline/topk: `threads` is 1, and was 3 for the result in dvc.lock: sums are rounded otherwise"
+    assert (said in capsys.readouterr().out) == warned
