@@ -3,19 +3,20 @@ PYTHON ?= python3
 JOBS ?= 1
 KILLS ?= 100
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 repro: .venv/installed  ## install, then run the pipeline: the report is report.html
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 	@echo "done: open report.html"
 
 test: .venv/installed  ## install, then run the test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: .venv/installed  ## lint, formatting and types, then the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 ablations frontier comparison recovery: .venv/installed  ## run a sweep of hsae/sweeps, JOBS experiments at a time, and collect it
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m hsae.sweep $@ --jobs $(JOBS)

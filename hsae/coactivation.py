@@ -13,7 +13,14 @@ from torch import Tensor
 @torch.no_grad()
 def sparse_acts(encode: Callable[[Tensor], Tensor], batches: Iterable[Float[Tensor, "_ d_in"]]) -> csr_array:
     """Latent activations (token, latent) on all batches, in their order."""
-    return csr_array(vstack([csr_array(encode(x).cpu().numpy()) for x in batches]))
+    return csr_array(vstack([_csr(encode(x).cpu().numpy()) for x in batches]))
+
+
+def _csr(acts: Float[ndarray, "batch latent"]) -> csr_array:
+    """What scipy would make of it, in half the time."""
+    n, width = acts.shape
+    where = np.flatnonzero(acts)
+    return csr_array((acts.ravel()[where], where % width, np.searchsorted(where, width * np.arange(n + 1))), acts.shape)
 
 
 def activity(acts: csr_array) -> csc_array:

@@ -196,6 +196,24 @@ def hierarchy(
     return _markdown(["", "HSAE", "beside it"], lines)
 
 
+def torture(campaign: dict[str, Any], checkpoints: dict[str, Any]) -> str:
+    """benchmarks/torture.json and benchmarks/checkpoints.json as a Markdown table of what kills and saves came to."""
+    kills, by = campaign["kills"], campaign["by_signal"]
+    signals = ", ".join(f"{n} {name.replace('SIG', '', 1)}" for name, n in sorted(by.items()))
+    stages = ", ".join(f"{n} {name}" for name, n in campaign["by_stage"].items())
+    costs = ", ".join(f"{row['training']} {row['share']:.1%}" for row in checkpoints["rows"])
+    lines = [
+        ["kills at random", f"{kills}: {signals}"],
+        ["of", stages],
+        ["resumed from a checkpoint", f"{campaign['resumed_from_a_checkpoint']} (the others had none yet)"],
+        ["ended otherwise than the run that was let alone", str(campaign["mismatches"] + campaign["failed_again"])],
+        ["processes left running", str(campaign["orphans"])],
+        ["tracebacks shown", str(campaign["with_traceback"])],
+        [f"cost of a checkpoint every {checkpoints['interval_seconds']:.0f} s", costs],
+    ]
+    return _markdown(["", ""], lines)
+
+
 CONTROLS = ("trained", "random_decoder", "random_transformer", "shuffled_activations")
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "results": (("metrics/evaluate.json",), results),
@@ -217,6 +235,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "levels": (("benchmarks/levels.json",), levels),
     "pipeline": (("benchmarks/pipeline.json",), pipeline),
     "information": (("benchmarks/information.json",), information),
+    "torture": (("benchmarks/torture.json", "benchmarks/checkpoints.json"), torture),
     "recovery": (("metrics/recovery.json",), recovery),
     "causal": (("metrics/causal_tracing.json",), causal),
 }  # fmt: skip

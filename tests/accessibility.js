@@ -1,37 +1,48 @@
-// What breaks what a page owes its readers: a name for every control, contrast, a language, one first heading.
+// What breaks what a page owes its readers (WCAG 2.2, AA, as far as a script can tell).
 () => {
-  const problems = [];
-  const luminance = (rgb) => {
-    const [r, g, b] = rgb.map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  const found = [], all = (selector) => [...document.querySelectorAll(selector)];
+  if (!document.documentElement.lang) found.push("no language");
+  if (!document.title) found.push("no title");
+  for (const one of ["h1", "main"]) if (all(one).length !== 1) found.push(`not one ${one}`);
+  const ids = all("[id]").map((element) => element.id);
+  if (new Set(ids).size !== ids.length) found.push("an id twice");
+  for (const control of all("input:not([type=hidden]), select, textarea, progress"))
+    if (!control.ariaLabel && !control.labels[0]?.innerText.trim()) found.push("no label: " + control.outerHTML);
+  for (const radio of all("input[type=radio]"))
+    if (!radio.closest("fieldset")?.querySelector("legend")?.innerText) found.push("no legend: " + radio.outerHTML);
+  for (const control of all("button, a"))
+    if (!control.ariaLabel && !control.textContent.trim()) found.push("no name: " + control.outerHTML);
+  for (const image of all("img:not([alt]), svg[role=img]:not([aria-label])")) found.push("no text: " + image.outerHTML);
+  if (document.documentElement.scrollWidth > innerWidth) found.push(`wider than ${innerWidth} pixels`);
+
+  const numbers = (color) => color.match(/[\d.]+/g).map(Number);
+  const luminance = (color) => {
+    const [r, g, b] = numbers(color).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const colour = (text) => text.match(/[\d.]+/g).map(Number);
-  const behind = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const c = colour(getComputedStyle(at).backgroundColor);
-      if (c.length < 4 || c[3] > 0) return c.slice(0, 3);
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const color = getComputedStyle(element).backgroundColor, alpha = numbers(color)[3] ?? 1;
+      if (alpha === 1) return color;
+      if (alpha !== 0) found.push("half transparent: " + element.outerHTML);
     }
-    return [255, 255, 255];
+    return "rgb(255, 255, 255)";
   };
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const node = walker.currentNode.parentElement;
-    const text = walker.currentNode.textContent.trim();
-    if (!text || !node.checkVisibility() || ["SCRIPT", "STYLE"].includes(node.tagName)) continue;
-    const colours = [colour(getComputedStyle(node).color).slice(0, 3), behind(node)];
-    const [a, b] = colours.map(luminance).sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) problems.push(`contrast ${ratio.toFixed(1)} of <${node.tagName}> ${text.slice(0, 30)}`);
+  const contrast = (a, b) => {
+    const [light, dark] = [luminance(a), luminance(b)].sort((x, y) => y - x);
+    return (light + 0.05) / (dark + 0.05);
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || !element.checkVisibility() || element.matches("script, style")) continue;
+    const ratio = contrast(getComputedStyle(element).color, behind(element));
+    if (ratio < 4.5) found.push(`contrast ${ratio.toFixed(2)}: ${element.outerHTML.slice(0, 200)}`);
   }
-  for (const control of document.querySelectorAll("input:not([type=hidden]), select, textarea, button, a[href]")) {
-    const name = control.getAttribute("aria-label") || control.textContent.trim() || (control.labels && control.labels.length);
-    if (!name) problems.push(`no label: ${control.outerHTML.slice(0, 80)}`);
+  for (const mark of all("mark:not([title])")) {  // not by colour alone: by a line, or a title that says how much
+    const style = getComputedStyle(mark), line = style.borderBottomColor;
+    const plain = contrast(line, style.backgroundColor) >= 3 && parseFloat(style.borderBottomWidth) >= 2;
+    if (!plain) found.push("no underline: " + mark.outerHTML);
   }
-  for (const image of document.querySelectorAll("img:not([alt]), svg[role=img]:not([aria-label])")) problems.push(`no text for ${image.tagName}`);
-  if (document.querySelectorAll("h1").length !== 1) problems.push("not one h1");
-  if (!document.documentElement.lang) problems.push("no lang");
-  if (!document.title) problems.push("no title");
-  const ids = [...document.querySelectorAll("[id]")].map((node) => node.id);
-  if (new Set(ids).size !== ids.length) problems.push("an id twice");
-  return problems;
+  return found;
 }

@@ -11,10 +11,16 @@ from hsae.synthetic import Forest, SyntheticData
 from tests.forest import CONFIG, N, seeded
 
 torch.set_num_threads(1)
+SLOWEST = "test_end_to_end.py"  # begun first, so that all else is done beside it
 
 LAYER = 1
 CONTEXT = 6
 N_VOCAB = 5
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slowest module first."""
+    items.sort(key=lambda item: item.path.name != SLOWEST)
 
 
 @pytest.fixture(autouse=True)

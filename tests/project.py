@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).resolve().parent.parent
 
 TINY = {
+    "threads": 1,
     "prepare_data": {"max_chars": 60_000},
     "train_transformer": {
         "n_layer": 2, "n_head": 2, "d_model": 16, "context": 32, "steps": 30, "warmup_steps": 5,
@@ -60,6 +61,7 @@ class Project:
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "1",
+            "OMP_NUM_THREADS": "1",  # several of these run at once
             "DVC_SITE_CACHE_DIR": str(site_cache),
             "DVC_GLOBAL_CONFIG_DIR": str(site_cache / "config"),
             **{
@@ -115,8 +117,9 @@ class Project:
         return self.try_run("python", "-m", f"stages.{module}", *arguments)
 
     def digests(self, *folders: str) -> dict[str, bytes]:
-        """Content of every file below some folders."""
-        files = (file for folder in folders for file in sorted((self.path / folder).rglob("*")) if file.is_file())
+        """Content of some files, and of every file below some folders."""
+        below = (path for folder in folders for path in (self.path / folder, *sorted((self.path / folder).rglob("*"))))
+        files = (path for path in below if path.is_file())
         return {str(file.relative_to(self.path)): file.read_bytes() for file in files}
 
 

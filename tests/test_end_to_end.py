@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,21 @@ def site_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory, site_cache: Path) -> Project:
-    """A project after its first `dvc repro`, committed."""
-    project = Project.create(tmp_path_factory.mktemp("project"), site_cache)
-    assert stages_run(project.run("dvc", "repro")) == ALL_STAGES
-    project.commit()
-    return project
+def both(tmp_path_factory: pytest.TempPathFactory, site_cache: Path) -> tuple[Project, Project]:
+    """Two projects after their first `dvc repro`, which ran at the same time; both committed."""
+    first, second = (Project.create(tmp_path_factory.mktemp(name), site_cache) for name in ("project", "other"))
+    with ThreadPoolExecutor() as pool:
+        for output in pool.map(lambda project: project.run("dvc", "repro"), (first, second)):
+            assert stages_run(output) == ALL_STAGES
+    for project in (first, second):
+        project.commit()
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def reproduced(both: tuple[Project, Project]) -> Project:
+    """One of them."""
+    return both[0]
 
 
 @pytest.fixture
@@ -79,10 +89,11 @@ def test_evaluate_reports_every_metric_of_every_method(reproduced: Project):
     assert losses["n_tokens"] == 2048
 
 
-def test_another_clone_gives_byte_identical_results(reproduced: Project, tmp_path: Path, site_cache: Path):
-    other = Project.create(tmp_path / "other", site_cache)
-    assert stages_run(other.run("dvc", "repro")) == ALL_STAGES
-    assert other.digests("metrics", "plots", "models") == reproduced.digests("metrics", "plots", "models")
+def test_two_clones_give_byte_identical_results(both: tuple[Project, Project]):
+    results = ("metrics", "plots", "models", "case_studies", "explorer.html", "report.html")
+    first, second = (project.digests(*results) for project in both)
+    assert first.keys() == second.keys()
+    assert [path for path, content in first.items() if second[path] != content] == []
 
 
 def test_changing_beta2_reruns_only_what_depends_on_it_and_shows_in_the_diffs(project: Project):

@@ -12,7 +12,7 @@ from hsae.study.app import create_app
 from hsae.study.responses import Responses
 from hsae.study.store import Store
 from hsae.study.trials import Session, Trials
-from tests.browser import chromium, needs_browser
+from tests.browser import PROBLEMS, chromium, needs_browser
 from tests.study import SHORT, serving, study
 
 pytest.importorskip("playwright", reason="playwright is not installed")
@@ -209,51 +209,6 @@ def test_everything_but_shortcuts_works_without_javascript(browser: Browser, url
 
 
 # Accessibility
-
-PROBLEMS = """() => {
-  const found = [], all = (selector) => [...document.querySelectorAll(selector)];
-  if (!document.documentElement.lang) found.push("no language");
-  if (!document.title) found.push("no title");
-  if (all("h1").length !== 1) found.push("not one h1");
-  if (all("main").length !== 1) found.push("not one main");
-  for (const input of all("input:not([type=hidden]), progress"))
-    if (!input.labels.length || !input.labels[0].innerText.trim()) found.push("no label: " + input.outerHTML);
-  for (const radio of all("input[type=radio]"))
-    if (!radio.closest("fieldset")?.querySelector("legend")?.innerText) found.push("no legend: " + radio.outerHTML);
-  for (const button of all("button, a")) if (!button.innerText.trim()) found.push("no name: " + button.outerHTML);
-  if (document.documentElement.scrollWidth > innerWidth) found.push(`wider than ${innerWidth} pixels`);
-
-  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
-  const luminance = (color) => {
-    const [r, g, b] = numbers(color).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (element) => {
-    for (; element; element = element.parentElement) {
-      const color = getComputedStyle(element).backgroundColor, alpha = numbers(color)[3] ?? 1;
-      if (alpha === 1) return color;
-      if (alpha !== 0) found.push("half transparent: " + element.outerHTML);
-    }
-    return "rgb(255, 255, 255)";
-  };
-  const contrast = (a, b) => {
-    const [light, dark] = [luminance(a), luminance(b)].sort((x, y) => y - x);
-    return (light + 0.05) / (dark + 0.05);
-  };
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (texts.nextNode()) {
-    const element = texts.currentNode.parentElement;
-    if (!texts.currentNode.data.trim()) continue;
-    const ratio = contrast(getComputedStyle(element).color, behind(element));
-    if (ratio < 4.5) found.push(`contrast ${ratio.toFixed(2)}: ${element.outerHTML}`);
-  }
-  for (const mark of all("mark")) {  // not by colour alone
-    const style = getComputedStyle(mark), line = style.borderBottomColor;
-    const plain = contrast(line, style.backgroundColor) >= 3 && parseFloat(style.borderBottomWidth) >= 2;
-    if (!plain) found.push("no underline: " + mark.outerHTML);
-  }
-  return found;
-}"""
 
 FOCUS = """() => {
   const element = document.activeElement, label = element.closest("label");

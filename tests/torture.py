@@ -30,7 +30,7 @@ STAGES = {
     "flat_baseline@relu_l1": ["relu_l1", "relu", "1"],
     "flat_baseline@batchtopk": ["batchtopk", "batchtopk", "1"],
     "control@random_decoder": ["random_decoder"],
-    "recurrence": [],
+    "flat_baseline@jumprelu": ["jumprelu", "jumprelu", "1"],
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LONGER = {

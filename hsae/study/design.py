@@ -76,8 +76,9 @@ def build(arms: dict[str, csc_array], edges: pd.DataFrame, text: str, config: St
     children = {feature.index: feature for feature in usable[CHILDREN]}
     trials += _odd_children(sampler, children, edges, config)
     characters = np.array(list(text))
-    trials += [_gold(sampler, characters) for _ in range(config.gold)]
-    trials += [_attention(sampler, characters) for _ in range(config.attention)]
+    letters = _frequent_letters(characters)
+    trials += [_gold(sampler, characters, letters) for _ in range(config.gold)]
+    trials += [_attention(sampler, characters, letters) for _ in range(config.attention)]
     counts = available(trials)
     session = Session(**{name: min(value, counts[name]) for name, value in vars(config.session).items()})
     order = rng.permutation(len(trials)).tolist()
@@ -185,11 +186,15 @@ def _as_often_active(children: dict[int, Feature], own: list[int], others: list[
     return others[int(rng.choice(np.argsort(distances, kind="stable")[:NEAREST]))]
 
 
-def _gold(sampler: Sampler, characters: Shaped[ndarray, " token"]) -> Trial:
-    """An intruder trial whose answer is plain to see: four times the same letter is highlighted."""
+def _frequent_letters(characters: Shaped[ndarray, " token"]) -> list[str]:
     found, counts = np.unique(characters, return_counts=True)
-    letters = [character for character in found[np.argsort(-counts, kind="stable")].tolist() if character.isalpha()]
-    letter = str(sampler.rng.choice(letters[:GOLD_CHARACTERS]))
+    by_frequency = found[np.argsort(-counts, kind="stable")].tolist()
+    return [character for character in by_frequency if character.isalpha()][:GOLD_CHARACTERS]
+
+
+def _gold(sampler: Sampler, characters: Shaped[ndarray, " token"], letters: list[str]) -> Trial:
+    """An intruder trial whose answer is plain to see: four times the same letter is highlighted."""
+    letter = str(sampler.rng.choice(letters))
     on = characters == letter
     feature = sampler.feature("", csc_array(on[:, None].astype(float)), 0)
     feature = replace(feature, deciles=[np.concatenate(feature.deciles)] * DECILES)
@@ -200,9 +205,9 @@ def _gold(sampler: Sampler, characters: Shaped[ndarray, " token"]) -> Trial:
     return replace(trial, role=Role.gold, feature=-1, decile=None)
 
 
-def _attention(sampler: Sampler, characters: Shaped[ndarray, " token"]) -> Trial:
+def _attention(sampler: Sampler, characters: Shaped[ndarray, " token"], letters: list[str]) -> Trial:
     """A trial that looks like any other and says what to answer, which the snippets would not."""
-    trial = _gold(sampler, characters)
+    trial = _gold(sampler, characters, letters)
     answer = int(sampler.rng.choice([option for option in range(OPTIONS) if option != trial.answer]))
     instruction = f"This one is a check that you are reading: please choose number {answer + 1}."
     return replace(trial, role=Role.attention, answer=answer, instruction=instruction)
