@@ -49,7 +49,7 @@ torture: .venv/installed  ## kill trainings KILLS times at random, and see wheth
 	.peers/bin/python -m pip install --quiet --constraint requirements.lock $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])')
 	.peers/bin/python -m pip install --quiet --no-deps --editable .
 	-.peers/bin/python -m pip uninstall --quiet --yes torchvision
-	# Its pins exclude ours; its core evaluation runs with ours all the same.
+	@# Its pins exclude ours; its core evaluation runs with ours all the same.
 	.peers/bin/python -m pip install --quiet --no-deps sae-bench==0.6.0
 	@touch $@
 

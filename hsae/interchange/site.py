@@ -24,7 +24,10 @@ class Site(NamedTuple):
 
     @property
     def latents(self) -> "Site":
-        """The latents of an autoencoder at this place, by the name that SAELens's HookedSAETransformer gives them."""
+        """The latents of an autoencoder at this place, by the name under which SAELens's HookedSAETransformer caches them.
+
+        It caches them there, but cannot splice a second autoencoder in: its `add_sae` would have no effect.
+        """
         return self._replace(hook_name=f"{self.hook_name}.hook_sae_acts_post")
 
 
