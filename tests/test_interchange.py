@@ -106,6 +106,11 @@ def test_what_is_folded_leaves_the_autoencoder_as_it_was():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_a_normaliser_of_other_activations_is_refused():
+    with pytest.raises(ValueError, match=r"^the autoencoder has 8 inputs; the activations have 3\.$"):
+        fold(trained("relu"), Normalizer(torch.zeros(3), torch.tensor(1.0)))
+
+
 def test_an_untrained_batchtopk_has_the_threshold_of_its_relu():
     assert thresholds(variants.build("batchtopk", D_IN, D_SAE, k=K, beta=0.0)).tolist() == [0.0] * D_SAE
 
@@ -297,6 +302,8 @@ def test_the_config_says_where_the_input_is_read(tmp_path: Path):
     )
     assert level1["hook_name"] == "blocks.1.hook_resid_post"
     assert level2["hook_name"] == "blocks.1.hook_resid_post.hook_sae_acts_post"
+    assert level1["hsae_decoder_norm"] == pytest.approx(2.7)
+    assert level2["hsae_decoder_norm"] == pytest.approx(1)
     for metadata in (level1, level2):
         assert (metadata["model_name"], metadata["context_size"], metadata["hook_layer"]) == ("a-model", 32, 1)
         assert (metadata["prepend_bos"], metadata["hsae_kind"], metadata["hsae_version"]) == (

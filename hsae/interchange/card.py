@@ -62,7 +62,7 @@ def measured(source: Path, model: SAE | HierarchicalSAE) -> dict[str, Any]:
     if not recorded or not all(file.is_file() and _digest(file, "md5") in recorded[0] for file in files):
         return {}
     found = read_json(Path(path))
-    return found if hierarchical else found["flat"][source.stem]
+    return found if hierarchical else found["flat"].get(source.stem, {})
 
 
 def _levels(model: SAE | HierarchicalSAE) -> dict[str, SAE]:

@@ -24,13 +24,14 @@ class Site(NamedTuple):
 
     @property
     def latents(self) -> "Site":
-        """The latents of an autoencoder at this place, by the name under which SAELens's HookedSAETransformer caches them.
+        """The latents of an autoencoder at this place, under SAELens's name for them.
 
-        It caches them there, but cannot splice a second autoencoder in: its `add_sae` would have no effect.
+        A HookedSAETransformer caches them by it, but its `add_sae` of a second autoencoder there has no effect.
         """
         return self._replace(hook_name=f"{self.hook_name}.hook_sae_acts_post")
 
 
 def about(sae: SAE, site: Site) -> dict[str, Any]:
-    """The site, the kind under our name, and the version that wrote it."""
-    return {**site._asdict(), "hsae_kind": sae.kind, "hsae_version": version("hsae")}
+    """The site, the version that wrote it, the kind under our name, and the decoder rows' norm (their median)."""
+    norm = sae.W_dec.norm(dim=1).median().item()
+    return {**site._asdict(), "hsae_version": version("hsae"), "hsae_kind": sae.kind, "hsae_decoder_norm": norm}

@@ -20,8 +20,11 @@ def fold(sae: SAE, normalizer: Normalizer) -> SAE:
     """The autoencoder that does with raw activations what `sae` does with normalised ones; its latents are the same.
 
     As x = scale x_n + mean: W_enc / scale, scale W_dec, scale b_dec + mean. b_enc and thresholds stay, since b_dec is
-    subtracted from the input. Unit decoder rows get the norm `scale`.
+    subtracted from the input. Unit decoder rows get the norm `scale`. Raises ValueError if the normaliser is one of
+    activations that are wider or narrower.
     """
+    if len(normalizer.mean) != sae.d_in:
+        raise ValueError(f"the autoencoder has {sae.d_in} inputs; the activations have {len(normalizer.mean)}.")
     folded = copy.deepcopy(sae)
     # Sums and quotients in float64, so that each weight is rounded once.
     mean, scale = normalizer.mean.double(), normalizer.scale.double()
