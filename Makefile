@@ -37,6 +37,9 @@ bench: .venv/installed .peers/installed  ## time training beside SAELens, dictio
 	$(BIN)/python -m benchmarks.checkpoints benchmarks/checkpoints.json
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.pipeline benchmarks/pipeline.json plots/pipeline.png
 
+test-interop: .peers/installed  ## test against SAELens, dictionary_learning, sparsify and SAEBench themselves
+	.peers/bin/python -m pytest tests/test_interchange.py tests/test_saebench.py tests/test_peers.py
+
 torture: .venv/installed  ## kill trainings KILLS times at random, and see whether each ends as if it had been let alone
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.torture $(KILLS) benchmarks/torture.json
 
@@ -47,6 +50,8 @@ torture: .venv/installed  ## kill trainings KILLS times at random, and see wheth
 	.peers/bin/python -m pip install --quiet --constraint requirements.lock $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])')
 	.peers/bin/python -m pip install --quiet --no-deps --editable .
 	-.peers/bin/python -m pip uninstall --quiet --yes torchvision
+	@# Its pins exclude ours; its core evaluation runs with ours all the same.
+	.peers/bin/python -m pip install --quiet --no-deps sae-bench==0.6.0
 	@touch $@
 
 lock:  ## write requirements.lock anew from pyproject.toml (torch first: later packages must not pull another build)
@@ -59,4 +64,4 @@ lock:  ## write requirements.lock anew from pyproject.toml (torch first: later p
 readme: .venv/installed  ## make the results table of README.md equal to metrics/
 	$(BIN)/python -m hsae.readme
 
-.PHONY: repro test check ablations frontier comparison recovery bench torture lock readme
+.PHONY: repro test check ablations frontier comparison recovery bench test-interop torture lock readme

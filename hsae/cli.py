@@ -1,4 +1,4 @@
-"""The command `hsae`: the study's web app and what belongs to it, and the explorer. What is heavy is imported late."""
+"""The command `hsae`: the study's web app, the explorer, export and import. What is heavy is imported late."""
 
 import argparse
 import ipaddress
@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hsae.activations import Store as ActivationStore
     from hsae.study.store import Store
     from hsae.study.trials import Trials
 
 TRIALS, DATABASE = Path("data/study/trials.json"), Path("study/study.sqlite")
+FORMATS = ("saelens", "dictionary_learning", "sparsify")  # as in hsae/interchange/folders.py
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,6 +58,21 @@ def _parser() -> argparse.ArgumentParser:
 
     explore = _command(commands, "explore", "open the explorer in a browser", _explore)
     explore.add_argument("--page", type=Path, default=Path("explorer.html"), help="default: %(default)s")
+
+    publish = _command(commands, "export", "write a trained model as another library's folder, with a card", _publish)
+    publish.add_argument("--model", type=Path, default=Path("models/phase3.safetensors"), help="default: %(default)s")
+    publish.add_argument("--output", type=Path, required=True, help="folder, which must not exist yet")
+    adopt = _command(commands, "import", "read another library's folder as a model of the pipeline", _adopt)
+    adopt.add_argument("folder", type=Path, help="one autoencoder, or level1/ and level2/ of an HSAE")
+    adopt.add_argument("--output", type=Path, required=True, help="file, which must not exist yet")
+    for command in (publish, adopt):
+        command.add_argument("--format", choices=FORMATS, required=True)
+        command.add_argument(
+            "--store",
+            type=Path,
+            default=Path("data/activations/val.safetensors"),
+            help="activations, of any split, for their normalisation; default: %(default)s",
+        )
     return parser
 
 
@@ -123,6 +140,44 @@ def _explore(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.page} is missing: run `dvc repro`.")
     if not webbrowser.open(args.page.resolve().as_uri()):
         raise ValueError(f"there is no browser to open {args.page} with.")
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from hsae.interchange import card, folders
+    from hsae.interchange.site import Site
+
+    model, store = folders.load(_present(args.model)), _activations(args.store)
+    with folders.new_folder(args.output) as folder:
+        folders.write(model, folder, args.format, store.normalizer, Site.of(store))
+        has_metrics = card.write(folder, args.model, model, args.format, Site.of(store), args.output.name)
+    without = "" if has_metrics else "; its card has no metrics: dvc.lock has none of this very file"
+    print(f"wrote {args.output}{without}")
+
+
+def _adopt(args: argparse.Namespace) -> None:
+    from hsae.files import write_tensors
+    from hsae.interchange import folders
+
+    if args.output.exists():
+        raise ValueError(f"{args.output} exists already: remove it, or choose another file.")
+    model = folders.read(args.folder, args.format, _activations(args.store).normalizer)
+    write_tensors(args.output, model.state_dict(), model.header())
+    print(f"wrote {args.output}")
+
+
+def _activations(path: Path) -> "ActivationStore":
+    import torch
+
+    from hsae.activations import read
+    from hsae.files import read_tensors
+
+    return read(*read_tensors(_present(path)), torch.device("cpu"))
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: run `dvc repro` (or `dvc checkout`).")
+    return path
 
 
 def _store(args: argparse.Namespace, must_exist: bool = False) -> "tuple[Trials, Store]":
