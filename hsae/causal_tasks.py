@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from numpy import ndarray
 from torch import Tensor
 
-from hsae.labels import context_labels, taxonomy
+from hsae.labels import MARKUP, as_string, context_labels, spans, taxonomy
 
 SENTENCE_ENDS = ".!?"
 BRACKETS = {"round": "()", "square": "[]", "curly": "{}"}
@@ -113,7 +113,8 @@ def rules(tokens: Integer[ndarray, " corpus"], alphabet: str, train_end: int) ->
     empty line (a line). speaker_case: names go on in capitals (after a small letter). bracket_<kind>: the closing one
     of an opening one (a blank). word_end: the word is complete (is not), as the first `train_end` characters say.
     next_vowel: a vowel (a consonant) comes next, likewise. q_u: u after q; a control, as only the last character
-    matters.
+    matters. <markup>_end: the last character of wiki markup, the second bracket of `[[link]]` say (of what began with a
+    blank instead).
     """
     characters = tokens.astype(int)
     text = _Text(characters, alphabet)
@@ -122,7 +123,7 @@ def rules(tokens: Integer[ndarray, " corpus"], alphabet: str, train_end: int) ->
         _sentence_case(text), _speaker_colon(text), _speaker_case(text), *_brackets(text),
         _by_beginning("word_end", text, prefixes, "other", "letter"),
         _by_beginning("next_vowel", text, prefixes, "vowel", "consonant"),
-        _q_u(text),
+        _q_u(text), *_markup_ends(text),
     ]  # fmt: skip
     return [rule for rule in found if rule is not None and len(rule.candidates.ends)]
 
@@ -281,6 +282,16 @@ def _q_u(text: _Text) -> Rule | None:
         return None
     ends = np.flatnonzero(text.is_one_of("q"))
     return _rule("q_u", target, ~target, ends, ends, text.token("t"))
+
+
+def _markup_ends(text: _Text) -> list[Rule]:
+    blank, string, found = text.token(" "), as_string(text.characters, text.alphabet), []
+    for kind, pattern in MARKUP.items():
+        starts, ends = spans(pattern, string)[:, :2].T
+        if blank >= 0 and len(ends):
+            target = text.one(string[ends[0] - 1])
+            found.append(_rule(f"{kind}_end", target, ~target, ends - 2, starts, blank))
+    return found
 
 
 @dataclass(frozen=True)

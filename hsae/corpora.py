@@ -129,7 +129,9 @@ def clean_play(markdown: str) -> str:
 def fetch(download: Download, target: Path) -> None:
     """Download to `target`, going on where an interrupted download stopped; the file appears only once it is verified.
 
-    Raises ValueError if the file that arrives is not the published one, or if the server cannot be reached.
+    Size and sha256 judge what arrives, not where it comes from: redirects are followed, to plain HTTP too. Raises
+    ValueError if the file that arrives is not the published one, or if the server cannot be reached; OSError, which
+    names the file, if it cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
@@ -139,6 +141,8 @@ def fetch(download: Download, target: Path) -> None:
             _append(download, part, have)
         except requests.RequestException as error:
             raise ValueError(f"cannot download {download.url} ({error}); run again to go on.") from error
+        except OSError as error:
+            raise OSError(f"cannot write {part}: {error}") from error
     problem = _mismatch(part.read_bytes(), download)
     if problem:
         part.unlink()
@@ -150,6 +154,8 @@ def _append(download: Download, part: Path, have: int) -> None:
     # Uncompressed: a range of a compressed answer counts bytes that are not the file's.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(download.url, headers=headers, stream=True, timeout=60) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            return  # the file there ends before the part here does: it is another one, and the part too short
         response.raise_for_status()
         # A server that ignores Range answers 200 with the whole file, not 206 with the rest.
         resumed = response.status_code == requests.codes.partial_content
@@ -158,6 +164,8 @@ def _append(download: Download, part: Path, have: int) -> None:
             for chunk in response.iter_content(1 << 16):
                 file.write(chunk)
                 bar.advance(len(chunk))
+                if file.tell() > download.n_bytes:  # another file, which may have no end
+                    break
 
 
 def _mismatch(content: bytes, download: Download) -> str | None:
@@ -176,10 +184,17 @@ def _published(config: DataConfig, download_dir: Path) -> Corpus:
     problem = _mismatch(content, download)
     if problem:
         raise ValueError(f"{path}: not the published {config.corpus}: {problem}.")
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            content = archive.read(config.corpus.value)
+    if download.url.endswith(".zip"):
+        content = _unzip(path, config.corpus.value)
     return Corpus(_decode(content, download.encoding, path), [Document(config.corpus.value, 0)])
+
+
+def _unzip(path: Path, member: str) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(member)
+    except (zipfile.BadZipFile, KeyError):
+        raise ValueError(f"{path} is not a zip file that holds `{member}`.") from None
 
 
 def _shakespeare() -> Corpus:

@@ -1,5 +1,7 @@
 """What is known of every character of the corpus: classes of the character and of where it stands."""
 
+import re
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int, Integer
@@ -7,6 +9,20 @@ from numpy import ndarray
 
 VOWELS = "aeiou"
 LONGEST = 6  # positions within a word are told apart up to here
+MARKUP = {
+    "link": r"\[\[(?P<inside>[^\[\]\n]+)\]\]",
+    "template": r"\{\{(?P<inside>[^{}]+)\}\}",
+    "tag": r"<(?P<inside>/?\w[^<>\n]*)>",
+    "entity": r"&(?P<inside>#?\w+);",
+    "heading": r"(?m)^(?P<mark>==+)(?P<inside>[^=\n]+)(?P=mark)$",
+}
+"""Wiki text and the XML that enwik8 wraps it in. Of what is nested (a link in a picture's caption) the innermost."""
+DIGIT = "(?:zero|one|two|three|four|five|six|seven|eight|nine)"
+WRITTEN = {
+    "url": r"(?P<inside>https?://[^\s\[\]<>{}|\"]+)",
+    "year": r"(?<!\d)(?P<inside>(?:1\d|20)\d\d)(?!\d)",
+    "spelled_number": rf"\b(?P<inside>{DIGIT}(?: {DIGIT}){{2,}})\b",
+}
 CONTEXT = ["next_character", "character", "character_class", "word_position", "speaker_line", "inside_word"]
 
 
@@ -56,11 +72,15 @@ def concepts(tokens: Integer[ndarray, " n"], alphabet: str) -> dict[str, Bool[nd
     """Properties of every token of a text that are known exactly: what a single latent might stand for.
 
     vowel, upper_case, digit, punctuation: of the character; word_initial: the first letter of a word; speaker_name: a
-    letter of the line that names who speaks.
+    letter of the line that names who speaks. And of what the text has any: link, template, tag, entity, heading: within
+    the marks of `[[link]]`, `{{template}}`, `<tag>`, `&quot;`, `==heading==`; url; year: four digits from 1000 to 2099;
+    spelled_number: three digits or more as words, as text8 writes them ("one nine eight four").
     """
     characters = tokens.astype(int)
     letter = _of(characters, [c.isalpha() for c in alphabet])
     kinds = taxonomy(alphabet)
+    text = as_string(characters, alphabet)
+    written = {name: _inside(text, pattern) for name, pattern in {**MARKUP, **WRITTEN}.items()}
     return {
         "vowel": _of(characters, kinds["sort"] == "vowel"),
         "upper_case": _of(characters, [c.isupper() for c in alphabet]),
@@ -68,7 +88,26 @@ def concepts(tokens: Integer[ndarray, " n"], alphabet: str) -> dict[str, Bool[nd
         "punctuation": _of(characters, kinds["kind"] == "punctuation"),
         "word_initial": _run_length(letter) == 1,
         "speaker_name": letter & _speaker_line(characters, alphabet),
+        **{name: inside for name, inside in written.items() if inside.any()},
     }
+
+
+def as_string(characters: Int[ndarray, " n"], alphabet: str) -> str:
+    """The text: a character per token, so that offsets are the same."""
+    return np.array(list(alphabet), "U1")[characters].tobytes().decode("utf-32")
+
+
+def spans(pattern: str, text: str) -> Int[ndarray, "match 4"]:
+    """Where a pattern matches: start and end of all of it, and of its group `inside`; ends are exclusive."""
+    found = ((*match.span(), *match.span("inside")) for match in re.finditer(pattern, text))
+    return np.fromiter(found, np.dtype((int, 4)))
+
+
+def _inside(text: str, pattern: str) -> Bool[ndarray, " n"]:
+    within = np.zeros(len(text), bool)
+    for _, _, start, end in spans(pattern, text):
+        within[start:end] = True
+    return within
 
 
 def _of(characters: Int[ndarray, " n"], property_of: object) -> Bool[ndarray, " n"]:

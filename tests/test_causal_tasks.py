@@ -4,6 +4,7 @@ import torch
 
 from hsae import causal_tasks
 from hsae.causal_tasks import Kept, Rule, draw, keep, report, rules
+from hsae.labels import MARKUP
 
 PLAY = (
     "A play of much.\n\nHAMLET:\nWhat news? Quite, good. And so, my quill, we [Exit GHOST] quit.\n\n"
@@ -76,6 +77,48 @@ def test_brackets_close_what_they_opened_unless_they_are_empty(play):
 def test_q_is_followed_by_u(play):
     found, _, alphabet = play
     assert shown(found["q_u"], alphabet) == [("y q", "q", "t"), ("] q", "q", "t")]
+
+
+WIKI = (
+    "<title>Cat</title>\n==Life==\n{{stub}} A [[cat|Cats]] of [x] &quot;q&quot;.\n===At home===\n"
+    "[[Image:b|the [[Nile]]]]"
+)
+
+
+def test_what_ends_wiki_markup_follows_unless_its_first_character_is_a_blank():
+    found, _, alphabet = by_name(WIKI)
+    expected = {
+        "link_end": ("]", ["[[cat|Cats]", "[[Nile]"]),
+        "template_end": ("}", ["{{stub}"]),
+        "tag_end": (">", ["<title", "</title"]),
+        "entity_end": (";", ["&quot", "&quot"]),
+        "heading_end": ("=", ["==Life=", "===At home=="]),
+    }
+    assert {name for name in found if name.endswith("_end")} == set(expected) == {f"{kind}_end" for kind in MARKUP}
+    for name, (target, prompts) in expected.items():
+        rule = found[name]
+        ends, changed, replacements = rule.candidates
+        assert [WIKI[start : end + 1] for start, end in zip(changed, ends, strict=True)] == prompts
+        assert {WIKI[end + 1] for end in ends} == {target} == set(characters(rule.targets, alphabet))
+        assert (rule.targets != rule.foils).all()
+        assert {alphabet[token] for token in replacements} == {" "}
+
+
+def test_pairs_of_wiki_text_differ_in_the_character_that_opens():
+    found, tokens, alphabet = by_name(WIKI)
+    task = draw(found["link_end"], tokens, (0, len(tokens)), 12, seed=0)
+    records = {record["prompt"]: record for record in task.records(alphabet)}
+    assert set(records) == {" [[cat|Cats]", "|the [[Nile]"}
+    for prompt, record in records.items():
+        assert prompt[record["position"]] == "["
+        assert record["replacement"] == " "
+        assert WIKI[record["offset"] + len(prompt)] == "]"
+
+
+def test_text_of_letters_and_blanks_has_the_tasks_of_words(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(causal_tasks, "OFTEN", 3)
+    found, _, _ = by_name("the the the that that that quit quit quit abe abe abc " * 3)
+    assert set(found) == {"word_end", "q_u"}
 
 
 def test_beginnings_of_words_are_told_apart_by_what_follows_them_in_training(monkeypatch: pytest.MonkeyPatch):

@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import hashlib
 import io
@@ -208,6 +209,8 @@ class Site:
     supports_ranges: bool = True
     compresses: bool = False
     break_after: int | None = None
+    fails_with: int | None = None
+    endless: bool = False
     asked: list[str | None] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
 
@@ -218,15 +221,21 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path == "/moved":
+            redirect = {"/moved": "/file", "/circle": "/circle"}.get(self.path)
+            if redirect:
                 self.send_response(302)
-                self.send_header("Location", "/file")
+                self.send_header("Location", redirect)
                 self.end_headers()
-                return
-            if self.path == "/gone":
-                self.send_error(404)
-                return
-            self.answer()
+            elif site.fails_with:
+                self.send_error(site.fails_with)
+            elif site.endless:
+                self.send_response(200)
+                self.end_headers()
+                with contextlib.suppress(ConnectionError):
+                    while True:
+                        self.wfile.write(site.content)
+            else:
+                self.answer()
 
         def answer(self) -> None:
             asked = self.headers.get("Range")
@@ -235,6 +244,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             # A range counts the bytes of what is sent: of the compressed file where the client accepts one.
             body = gzip.compress(site.content) if compressed else site.content
             rest = body[int(asked.removeprefix("bytes=").removesuffix("-")) :] if asked and resumed else body
+            if not rest:
+                self.send_error(416)
+                return
             sent = rest[: site.break_after]
             site.asked.append(asked)
             site.sent.append(len(sent))
@@ -341,15 +353,68 @@ def test_a_broken_connection_keeps_what_came_and_the_next_try_finishes(site: Sit
     assert site.asked == [None, f"bytes={len(kept)}-"]
 
 
+def test_a_download_that_breaks_again_and_again_arrives(site: Site, tmp_path: Path):
+    site.content = CONTENT * 300
+    site.break_after = 1_000_000
+    download = published(site.url, site.content)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="run again to go on"):
+            fetch(download, tmp_path / "file.bin")
+    fetch(download, tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == site.content
+    assert sum(site.sent) < 1.2 * len(site.content)
+
+
+def test_a_part_that_is_longer_than_the_published_file_is_thrown_away_without_asking(site: Site, tmp_path: Path):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT + b"!")
+    with pytest.raises(ValueError, match="expected 10240 bytes, found 10241; the download was thrown away"):
+        fetch(published(site.url), tmp_path / "file.bin")
+    assert site.asked == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_is_longer_than_the_file_there_is_thrown_away(site: Site, tmp_path: Path):
+    site.content = CONTENT[:1000]
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:2000])
+    with pytest.raises(ValueError, match="expected 10240 bytes, found 2000; the download was thrown away"):
+        fetch(published(site.url), tmp_path / "file.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_end_is_not_read_to_its_end(site: Site, tmp_path: Path):
+    site.endless = True
+    with pytest.raises(ValueError, match=r"expected 10240 bytes, found .*; the download was thrown away"):
+        fetch(published(site.url), tmp_path / "file.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(site: Site, tmp_path: Path):
+    (tmp_path / "file.bin.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"cannot write .*file\.bin\.part: .*No space left on device") as refusal:
+        fetch(published(site.url), tmp_path / "file.bin")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "file.bin").exists()
+
+
 def test_a_redirect_is_followed(site: Site, tmp_path: Path):
     fetch(published(site.url.replace("/file", "/moved")), tmp_path / "file.bin")
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
-def test_an_address_that_is_gone_is_one_line(site: Site, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"cannot download http.*/gone .*404") as refusal:
-        fetch(published(site.url.replace("/file", "/gone")), tmp_path / "file.bin")
+def test_a_redirect_that_leads_nowhere_is_one_line(site: Site, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"cannot download http.*/circle \(Exceeded 30 redirects") as refusal:
+        fetch(published(site.url.replace("/file", "/circle")), tmp_path / "file.bin")
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_a_servers_error_is_one_line_and_keeps_what_is_here(site: Site, tmp_path: Path, status: int):
+    site.fails_with = status
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
+    with pytest.raises(ValueError, match=rf"cannot download http.*/file \({status} .*run again to go on") as refusal:
+        fetch(published(site.url), tmp_path / "file.bin")
+    assert "\n" not in str(refusal.value)
+    assert (tmp_path / "file.bin.part").read_bytes() == CONTENT[:1000]
 
 
 def test_an_unreachable_server_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -388,11 +453,22 @@ def test_a_download_that_was_altered_on_disk_is_refused(site: Site, tmp_path: Pa
         load_corpus(settings(CorpusName.text8), tmp_path)
 
 
+@pytest.mark.parametrize("content", [zipped("enwik8", b"another"), b"no zip file"])
+def test_a_published_zip_without_the_corpus_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+):
+    (tmp_path / "text8.zip").write_bytes(content)
+    monkeypatch.setitem(corpora.DOWNLOADS, CorpusName.text8, published("http://unused/text8.zip", content))
+    with pytest.raises(ValueError, match=r"text8\.zip is not a zip file that holds `text8`\."):
+        load_corpus(settings(CorpusName.text8), tmp_path)
+
+
 def test_enwik8_has_one_character_per_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     content = "naïve — π".encode()
     archive = zipped("enwik8", content)
-    (tmp_path / "enwik8.zip").write_bytes(archive)
+    copy = tmp_path / "enwik8 (1)"  # a copy is known by its content, whatever it is called
+    copy.write_bytes(archive)
     encoding = corpora.DOWNLOADS[CorpusName.enwik8].encoding
-    monkeypatch.setitem(corpora.DOWNLOADS, CorpusName.enwik8, published("http://unused", archive, encoding))
-    corpus = load_corpus(settings(CorpusName.enwik8, tmp_path / "enwik8.zip"), tmp_path)
+    monkeypatch.setitem(corpora.DOWNLOADS, CorpusName.enwik8, published("http://unused/a.zip", archive, encoding))
+    corpus = load_corpus(settings(CorpusName.enwik8, copy), tmp_path)
     assert [ord(character) for character in corpus.text] == list(content)

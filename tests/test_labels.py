@@ -56,6 +56,50 @@ def test_concepts_by_hand():
     }
 
 
+WIKI = """<page>
+<title>Cat</title>
+==Life &amp; times==
+{{stub|a=1}} A [[cat|Cats]] of 1984, see [http://a.org/x?y=1 it], 12345 [[Image:b.jpg|the [[Nile]]]].<br />
+a == b, x < y > z, [single], {{open
+=== In {1999} ===
+&quot;it&#39;s&quot; & co; 2100 http://b.org"""
+
+
+def concept(text: str, name: str) -> list[str]:
+    """The pieces of a text that have a concept."""
+    tokens, alphabet = encoded(text)
+    has = labels.concepts(tokens, alphabet)[name]
+    edges = np.flatnonzero(np.diff(has.astype(int), prepend=0, append=0)).reshape(-1, 2)
+    return [text[start:end] for start, end in edges]
+
+
+def test_concepts_of_wiki_text_by_hand():
+    assert concept(WIKI, "link") == ["cat|Cats", "Nile"], "the innermost of what is nested"
+    assert concept(WIKI, "template") == ["stub|a=1"]
+    assert concept(WIKI, "tag") == ["page", "title", "/title", "br /"]
+    assert concept(WIKI, "entity") == ["amp", "quot", "#39", "quot"]
+    assert concept(WIKI, "heading") == ["Life &amp; times", " In {1999} "]
+    assert concept(WIKI, "url") == ["http://a.org/x?y=1", "http://b.org"]
+    assert concept(WIKI, "year") == ["1984", "1999"]
+
+
+def test_text_without_markup_has_spelled_numbers_at_most():
+    text = " in one nine eight four one or two of seven nine cats zero zero seven two done nine"
+    tokens, alphabet = encoded(text)
+    plain = ["vowel", "upper_case", "digit", "punctuation", "word_initial", "speaker_name"]
+    assert list(labels.concepts(tokens, alphabet)) == [*plain, "spelled_number"]
+    assert concept(text, "spelled_number") == ["one nine eight four one", "zero zero seven two"]
+    assert list(labels.concepts(*encoded(TEXT))) == plain
+
+
+def test_the_text_of_tokens_has_their_offsets():
+    text = "naïve — π\n𝔸 x"
+    tokens, alphabet = encoded(text)
+    assert labels.as_string(tokens.astype(int), alphabet) == text
+    assert labels.spans(r"(?P<inside>x)", text).tolist() == [[12, 13, 12, 13]]
+    assert labels.spans(r"(?P<inside>x)", "").shape == (0, 4)
+
+
 def test_a_line_that_ends_with_a_colon_names_a_speaker_only_after_an_empty_line():
     for text, named in [("\n\nA:", "A:"), ("x\nA:", ""), ("\n:", ":"), ("", ""), ("A:\n", "A:"), ("ab", "")]:
         tokens, alphabet = encoded(text + "\n:")
