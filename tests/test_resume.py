@@ -1,8 +1,10 @@
 """A training that was killed, and went on from its checkpoints, gives the same bits as one that was let alone."""
 
 import itertools
+import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from hsae.sharpening import Sharpening, phase1
 from hsae.training import Phase, fit
 from tests.project import Project
 from tests.rows import Rows
-from tests.torture import killed_and_resumed, make_frequent
+from tests.torture import killed_and_resumed, make_frequent, start, wait_for_a_checkpoint
 
 PHASE = Phase(epochs=3, batch_size=64, lr=1e-2, decay_fraction=0.2, anneal_fraction=0.3)
 SHARPENING = Sharpening(epochs=1.5, batch_size=64, lr=1e-2, decay_fraction=0.2, anneal_fraction=0.0, price=5.0)
@@ -176,10 +178,21 @@ def test_a_stage_that_is_killed_and_run_again_writes_the_same_bytes(tmp_path: Pa
     project = Project.create(tmp_path / "project", tmp_path / "site")
     project.set_params({"train_transformer": {"steps": 200, "dropout": 0.1}})
     make_frequent(project)
-    for module in ("prepare_data", "train_transformer"):
-        assert project.stage(module).returncode == 0
+    project.run("dvc", "repro", "train_transformer")
     expected = project.digests("models", "metrics", "plots")
     shutil.rmtree(project.path / "models")
     assert "going on from step" in killed_and_resumed(project, "train_transformer")
     assert project.digests("models", "metrics", "plots") == expected
     assert not list((project.path / ".ckpt/train_transformer").iterdir())
+
+
+def test_a_temporary_experiment_that_is_killed_and_run_again_goes_on(tmp_path: Path):
+    project = Project.create(tmp_path / "project", tmp_path / "site")
+    project.set_params({"train_transformer": {"steps": 200, "dropout": 0.1}})
+    make_frequent(project)
+    project.commit()
+    command = ["dvc", "exp", "run", "--temp", "train_transformer"]
+    with start(project, command) as process:
+        wait_for_a_checkpoint(project, "train_transformer", process)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert "train_transformer: going on from step" in project.run(*command)

@@ -55,7 +55,7 @@ def make_frequent(project: Project) -> None:
 def killed_and_resumed(project: Project, module: str, *arguments: str) -> str:
     """Kill a stage with SIGKILL a moment after its first checkpoint, and run it again; what that says."""
     with start(project, ["python", "-m", f"stages.{module}", *arguments]) as process:
-        _wait_for_a_checkpoint(project, module, process)
+        wait_for_a_checkpoint(project, module, process)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     again = project.stage(module, *arguments)
@@ -164,7 +164,8 @@ class Torture:
         return 0
 
 
-def _wait_for_a_checkpoint(project: Project, module: str, process: subprocess.Popen[str]) -> None:
+def wait_for_a_checkpoint(project: Project, module: str, process: subprocess.Popen[str]) -> None:
+    """Wait until a stage has saved its state, and up to .3 s more."""
     while not list((project.path / ".ckpt" / module).glob("**/*.safetensors")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
