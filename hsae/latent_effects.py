@@ -38,11 +38,12 @@ class EffectsConfig:
 
 @dataclass(frozen=True)
 class Effects:
-    """What removing each latent does; nan for a latent that is active nowhere.
+    """What removing each latent does.
 
     table: a row per latent, with columns latent, tokens (on which it was active and removed), kl (mean divergence of
-    the next character's distribution without the latent from that with it, nats) and kl_null (random directions).
-    raised: mean log probability of every next character with the latent, less that without it.
+    the next character's distribution without the latent from that with it, nats) and kl_null (random directions); both
+    nan where it is active nowhere. raised: mean log probability of every next character with the latent, less that
+    without it; 0 where it is active nowhere.
     """
 
     table: pd.DataFrame
@@ -85,7 +86,7 @@ def effects(model: GPT, store: Store, basis: Basis, config: EffectsConfig, name:
     columns = {"tokens": tokens, "kl": kl / tokens, "kl_null": kl_null / tokens}
     table = pd.DataFrame({key: value.numpy() for key, value in columns.items()})
     table.insert(0, "latent", np.arange(len(basis)))
-    return Effects(table.astype({"tokens": int}), (raised / tokens[:, None]).numpy())
+    return Effects(table.astype({"tokens": int}), (raised / tokens[:, None].clamp(min=1)).numpy())
 
 
 def summarize(table: pd.DataFrame) -> dict[str, Any]:
@@ -112,8 +113,6 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
 
 def strongest(raised: Float[ndarray, " vocab"], alphabet: str, n: int) -> tuple[list[list[Any]], list[list[Any]]]:
     """The `n` characters whose log probability a latent raises most, and lowers most, each with the change in nats."""
-    if not np.isfinite(raised).all():
-        return [], []
     order = np.argsort(-raised, kind="stable").tolist()
     listed = [[alphabet[i], round(float(raised[i]), 3)] for i in order]
     n_up, n_down = min(int((raised > 0).sum()), n), min(int((raised < 0).sum()), n)

@@ -52,7 +52,7 @@ def test_a_latent_that_is_never_active_has_no_effect_to_speak_of(gpt: GPT, store
     row = found.table.to_dict("records")[2]
     assert row["tokens"] == 0
     assert np.isnan(row["kl"])
-    assert np.isnan(found.raised[2]).all()
+    assert not found.raised[2].any()
     assert strongest(found.raised[2], "abcde", 2) == ([], [])
 
 
