@@ -205,7 +205,7 @@ def torture(campaign: dict[str, Any], checkpoints: dict[str, Any]) -> str:
     lines = [
         ["kills at random", f"{kills}: {signals}"],
         ["of", stages],
-        ["resumed from a checkpoint", f"{campaign['resumed_from_a_checkpoint']} (the others had none yet)"],
+        ["resumed from a checkpoint", f"{campaign['resumed_from_a_checkpoint']} (the others began anew)"],
         ["ended otherwise than the run that was let alone", str(campaign["mismatches"] + campaign["failed_again"])],
         ["processes left running", str(campaign["orphans"])],
         ["tracebacks shown", str(campaign["with_traceback"])],

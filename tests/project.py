@@ -71,11 +71,11 @@ class Project:
 
     @classmethod
     def create(cls, path: Path, site_cache: Path) -> "Project":
-        """Copy what git would commit, make the parameters tiny, and commit."""
+        """Copy what git would commit but dvc.lock, which is of full size, make the parameters tiny, and commit."""
         listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
         names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
         for name in names:
-            if name and (ROOT / name).is_file():
+            if name and name != "dvc.lock" and (ROOT / name).is_file():
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, path / name)
         project = cls(path, site_cache)

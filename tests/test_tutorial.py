@@ -17,9 +17,6 @@ def commands(block: str) -> list[str]:
 
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     project = Project.create(tmp_path / "project", tmp_path / "site")
-    project.set_params({"threads": 1})  # faster, where there is so little to compute
-    (project.path / "dvc.lock").unlink()  # of all stages, at full size: DVC reads and writes it at every one
-    project.commit()
     monkeypatch.chdir(project.path)
     names: dict[str, object] = {"__name__": "tutorial"}
     ran = []
