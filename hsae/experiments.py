@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from hsae.config import PIPELINE, check, flatten, read_params
+from hsae.files import digest
 from hsae.presets import flags
 from hsae.progress import Progress
 
@@ -73,8 +74,7 @@ def read_recipe(target: str) -> Recipe:
     missing = [file for file in sorted(files) if not Path(file).is_file()]
     if missing:
         raise ValueError(f"{missing[0]}, on which `{target}` depends, is missing.")
-    digests = {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
-    return Recipe(target, stages, digests, params)
+    return Recipe(target, stages, {file: digest(Path(file)) for file in files}, params)
 
 
 def finished(names: Iterable[str]) -> dict[str, str]:

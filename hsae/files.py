@@ -40,6 +40,12 @@ class Content(dict[str, Any]):
         raise ValueError(f"{self.path} lacks `{name}`: remove it and run `dvc checkout` or `dvc repro`.")
 
 
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """Of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text."""
     _write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -144,7 +150,10 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # the one that the user's umask gives: safetensors sets another
             write(temporary)
+            temporary.chmod(mode)
             _sync(temporary)
             temporary.replace(path)
             _sync(path.parent)

@@ -20,6 +20,7 @@ from hsae.sae import SAE
 from hsae.training import Autograd, Gradients, Terms
 from hsae.variants import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, ThresholdSAE, TopKSAE
 
+BY_HAND = (SAE, TopKSAE, BatchTopKSAE, ThresholdSAE, JumpReLUSAE, MatryoshkaSAE, GatedSAE)  # not what derives from them
 CHUNK = 512
 SPARSE = 0.1  # of latents active: at fewer, entries are faster than dense products
 GUESS = 0.7  # of the last batch's cutoff: what lies below is hardly ever among the batch's largest
@@ -39,9 +40,15 @@ def level_gradients(model: SAE, weight: float = 1.0) -> Gradients:
 
 
 def by_hand(model: nn.Module) -> bool:
-    """Whether a model's gradients can be computed by hand: in float32, on the CPU, with the kernels."""
+    """Whether a model's gradients can be computed by hand: of `BY_HAND`, in float32, on the CPU, with the kernels."""
+    levels = [module for module in model.modules() if isinstance(module, SAE)]
     tensors = list(model.parameters())
-    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors) and kernels.library() is not None
+    known = all(type(level) in BY_HAND for level in levels)
+    return (
+        known
+        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and kernels.library() is not None
+    )
 
 
 class Buffers:

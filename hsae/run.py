@@ -23,6 +23,7 @@ import torch
 
 from hsae import config
 from hsae.config import check
+from hsae.files import digest
 from hsae.signals import die_with_parent, interruptible
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class Stage:
         self.name = name
         self.root = Path(os.environ.get("DVC_ROOT", "."))
         self._params: list[tuple[type, str | None, object]] = []
-        self._code = {path: _digest(path) for path in _code()}
+        self._code = {path: digest(path) for path in _code()}
         self._inputs: dict[Path, tuple[int, ...]] = {}
 
     def params(self, schema: type[T], section: str | None = None) -> T:
@@ -77,7 +78,9 @@ class Stage:
             raise ValueError(f"input {file} is missing: run `dvc repro` (or `dvc checkout`).")
         self._inputs[file] = _signature(file)
         md5, size = _recorded(path)
-        same = size in (None, file.stat().st_size) and (file.suffix == ".safetensors" or md5 in (None, _md5(file)))
+        same = size in (None, file.stat().st_size) and (
+            file.suffix == ".safetensors" or md5 in (None, digest(file, "md5"))
+        )
         if not same:
             raise ValueError(
                 f"input {file} is not what {LOCK} records: remove it and run `dvc checkout` or `dvc repro`."
@@ -118,7 +121,7 @@ class Stage:
     def check_unchanged(self) -> None:
         """Raise ValueError if code, parameters or inputs are no longer what this stage read."""
         changed: list[object] = [
-            path for path, digest in self._code.items() if not path.is_file() or _digest(path) != digest
+            path for path, before in self._code.items() if not path.is_file() or digest(path) != before
         ]
         changed += [path for path, signature in self._inputs.items() if _signature(path) != signature]
         for schema, section, value in self._params:
@@ -129,8 +132,7 @@ class Stage:
 
     def _warn_of_other_threads(self, threads: int) -> None:
         """Say so if the result that dvc.lock has of this stage was computed by another number of threads."""
-        entry = re.search(rf"^  {re.escape(self.name.replace('/', '@'))}:\n(?:    .*\n)+", _lock(), re.MULTILINE)
-        recorded = re.search(r"^        threads: (\d+)$", entry[0], re.MULTILINE) if entry else None
+        recorded = re.search(r"^        threads: (\d+)$", lock_entry(self.name.replace("/", "@")), re.MULTILINE)
         if recorded and int(recorded[1]) != threads:
             note = f"`threads` is {threads}, and was {recorded[1]} for the result in {LOCK}"
             print(f"{self.name}: {note}: sums are rounded otherwise, results differ a little", flush=True)
@@ -138,7 +140,7 @@ class Stage:
     def _key(self) -> str:
         """Hash of the code, torch's version, the parameters and the content of the inputs."""
         read = [repr(value) for _, _, value in self._params]
-        read += [f"{path}: {_digest(path)}" for path in self._inputs]
+        read += [f"{path}: {digest(path)}" for path in self._inputs]
         read.append(torch.__version__)
         return hashlib.sha256("\n".join([*read, *self._code.values()]).encode()).hexdigest()[:16]
 
@@ -177,6 +179,12 @@ def _code() -> list[Path]:
     files = [Path(name) for name in names if name]
     own = [file for file in files if file.parent.parent == here or file.parent.parent.parent == here]
     return sorted([*own, *(file.with_suffix(".cpp") for file in own if file.with_suffix(".cpp").is_file())])
+
+
+def lock_entry(stage: str) -> str:
+    """What dvc.lock records of a stage, as it stands there; empty if it records nothing."""
+    entry = re.search(rf"^  {re.escape(stage)}:\n(?:    .*\n)+", _lock(), re.MULTILINE)
+    return entry[0] if entry else ""
 
 
 @contextmanager
@@ -232,16 +240,6 @@ def _recorded(path: str) -> tuple[str | None, int | None]:
         if entry:
             return entry[1], int(entry[2])
     return None, None
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _has_cuda() -> bool:

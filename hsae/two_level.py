@@ -22,7 +22,8 @@ from hsae.variants import JumpReLUSAE, ThresholdSAE
 
 def gradients(model: HierarchicalSAE, c: Coefficients) -> Gradients:
     """Gradients of `objective`, by hand where that can be done."""
-    if by_hand(model) and (c.weight_h1_from_h2 or c.weight_x_from_h2):
+    known = type(model) is HierarchicalSAE and by_hand(model)
+    if known and (c.weight_h1_from_h2 or c.weight_x_from_h2):
         return TwoLevelGradients(model, c)
     return Autograd(model, lambda x: objective(model, x, c))
 

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +44,17 @@ def test_writing_the_same_tensors_twice_gives_the_same_bytes(tmp_path: Path):
     files.write_tensors(tmp_path / "one", TENSORS, HEADER)
     files.write_tensors(tmp_path / "two", TENSORS, HEADER)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path: Path, mask: int, mode: int):
+    before = os.umask(mask)
+    try:
+        files.write_text(tmp_path / "text", "a")
+        files.write_tensors(tmp_path / "tensors", TENSORS, HEADER)
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("text", "tensors")] == [mode, mode]
 
 
 @pytest.mark.parametrize("keep", [0, 4, 20, -1])

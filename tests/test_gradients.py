@@ -159,6 +159,28 @@ def test_gradients_in_double_precision_and_of_a_level_that_learns_nothing_are_au
     assert isinstance(level_gradients(autoencoder("topk", 8, 16), 0.0), Autograd)
 
 
+class Doubled(SAE):
+    """A user's own kind, which derives from one whose gradients are known."""
+
+    def activate(self, pre_acts: Tensor) -> Tensor:
+        return 2 * pre_acts.relu()
+
+
+class OwnHierarchicalSAE(HierarchicalSAE):
+    pass
+
+
+@needs_compiler
+def test_gradients_of_kinds_that_are_not_known_are_autograds():
+    own = Doubled(8, 16)
+    assert isinstance(level_gradients(own), Autograd)
+    level2 = autoencoder("topk", 16, 8)
+    assert isinstance(two_level.gradients(HierarchicalSAE(own, level2), C), Autograd)
+    level1 = autoencoder("topk", 8, 16)
+    assert isinstance(two_level.gradients(OwnHierarchicalSAE(level1, level2), C), Autograd)
+    assert isinstance(two_level.gradients(HierarchicalSAE(level1, level2), C), TwoLevelGradients)
+
+
 @needs_compiler
 def test_a_batch_with_fewer_positive_latents_than_k_keeps_them_all():
     for kind in ("topk", "batchtopk", "matryoshka"):

@@ -1,7 +1,5 @@
 """The model card of an exported folder: what the model is, how it was trained and measured, how to load it."""
 
-import hashlib
-import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,11 +7,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hsae import config
-from hsae.files import read_json, write_text
+from hsae.files import digest, read_json, write_text
 from hsae.hierarchical import HierarchicalSAE
 from hsae.interchange.folders import FORMATS
 from hsae.interchange.site import Site
-from hsae.run import LOCK
+from hsae.run import LOCK, lock_entry
 from hsae.sae import SAE
 
 
@@ -33,8 +31,8 @@ def write(folder: Path, source: Path, model: SAE | HierarchicalSAE, form: str, s
         "hierarchical": isinstance(model, HierarchicalSAE),
         "site": site,
         "source": source,
-        "source_sha256": _digest(source, "sha256"),
-        "lock_sha256": _digest(LOCK, "sha256"),
+        "source_sha256": digest(source),
+        "lock_sha256": digest(LOCK),
         "corpus": params["prepare_data"]["corpus"],
         "metrics": config.flatten(metrics),
         "name": name,
@@ -57,9 +55,9 @@ def measured(source: Path, model: SAE | HierarchicalSAE) -> dict[str, Any]:
     """
     hierarchical = isinstance(model, HierarchicalSAE)
     stage, path = ("evaluate_hsae", "metrics/hsae.json") if hierarchical else ("evaluate", "metrics/evaluate.json")
-    recorded = re.search(rf"^  {stage}:\n(?:    .*\n)+", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
+    recorded = lock_entry(stage)
     files = source, Path(path)
-    if not recorded or not all(file.is_file() and _digest(file, "md5") in recorded[0] for file in files):
+    if not all(file.is_file() and digest(file, "md5") in recorded for file in files):
         return {}
     found = read_json(Path(path))
     return found if hierarchical else found["flat"].get(source.stem, {})
@@ -68,8 +66,3 @@ def measured(source: Path, model: SAE | HierarchicalSAE) -> dict[str, Any]:
 def _levels(model: SAE | HierarchicalSAE) -> dict[str, SAE]:
     """The autoencoders by the folders that they lie in."""
     return {".": model} if isinstance(model, SAE) else {"level1": model.level1, "level2": model.level2}
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
