@@ -35,6 +35,7 @@ bench: .venv/installed .peers/installed  ## time training beside SAELens, dictio
 	$(BIN)/python -m benchmarks.study benchmarks/study.json
 	$(BIN)/python -m benchmarks.explorer benchmarks/explorer.json
 	$(BIN)/python -m benchmarks.checkpoints benchmarks/checkpoints.json
+	$(BIN)/python -m benchmarks.determinism benchmarks/determinism.json
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m benchmarks.pipeline benchmarks/pipeline.json plots/pipeline.png
 
 test-interop: .peers/installed  ## test against SAELens, dictionary_learning, sparsify and SAEBench themselves

@@ -19,10 +19,17 @@ using std::int64_t;
 
 namespace {
 
-// Sixteen floats, and as many of them as stay in registers while rows are added up. Arrays of floats would not.
-typedef float Vector __attribute__((vector_size(64)));
-typedef float Unaligned __attribute__((vector_size(64), aligned(4), may_alias));
-constexpr int VECTORS = 4, COLUMNS = 16 * VECTORS;
+// As many floats as a register holds: longer vectors would lie in memory, and arrays of floats do.
+#ifdef __AVX512F__
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+constexpr int COLUMNS = 64, VECTORS = COLUMNS / LANES;
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 // COLUMNS coordinates of a row.
 struct Tile {
@@ -40,7 +47,7 @@ struct Tile {
     Vector all = {};
     for (int v = 0; v < VECTORS; v++) all += parts[v];
     float total = 0;
-    for (int i = 0; i < 16; i++) total += all[i];
+    for (int i = 0; i < LANES; i++) total += all[i];
     return total;
   }
 };
@@ -49,12 +56,12 @@ struct Tile {
 struct Whole {
   Tile load(const float* from) const {
     Tile tile;
-    for (int v = 0; v < VECTORS; v++) tile.parts[v] = *(const Unaligned*)(from + 16 * v);
+    for (int v = 0; v < VECTORS; v++) tile.parts[v] = *(const Unaligned*)(from + LANES * v);
     return tile;
   }
 
   void store(const Tile& tile, float* to) const {
-    for (int v = 0; v < VECTORS; v++) *(Unaligned*)(to + 16 * v) = tile.parts[v];
+    for (int v = 0; v < VECTORS; v++) *(Unaligned*)(to + LANES * v) = tile.parts[v];
   }
 };
 

@@ -174,7 +174,7 @@ class OwnHierarchicalSAE(HierarchicalSAE):
 def test_gradients_of_kinds_that_are_not_known_are_autograds():
     own = Doubled(8, 16)
     assert isinstance(level_gradients(own), Autograd)
-    level2 = autoencoder("topk", 16, 8)
+    level2 = build("topk", 16, 8, k=2, beta=0.0, nonnegative=True)
     assert isinstance(two_level.gradients(HierarchicalSAE(own, level2), C), Autograd)
     level1 = autoencoder("topk", 8, 16)
     assert isinstance(two_level.gradients(OwnHierarchicalSAE(level1, level2), C), Autograd)

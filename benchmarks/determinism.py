@@ -1,0 +1,90 @@
+"""What torch's deterministic algorithms cost: steps of the default run's trainings with them and without, in turns.
+
+`filled` is as torch has them by default, with every new tensor filled, which hsae turns off. Run `dvc repro` first.
+Argument: where to write the result.
+"""
+
+import contextlib
+import copy
+import io
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from benchmarks.levels import Some
+from benchmarks.training import THREADS, Method, machine, measure, seconds, trained
+from hsae import activations, config, gpt, hierarchical, language_model, two_level
+from hsae.files import read_json, read_tensors, write_json
+from hsae.language_model import TransformerConfig
+from hsae.losses import Coefficients
+from hsae.run import keep_memory
+from hsae.training import Autograd
+
+BATCH = 2048
+STEPS = 16  # of each at a time
+WAYS = {"without": ("default", False), "with": ("error", False), "filled": ("error", True)}
+
+
+def transformer_steps() -> Callable[[], None]:
+    """Steps of the transformer's training, each time from the same weights; 16 windows of 128 characters a step."""
+    model = gpt.load(*read_tensors(Path("models/transformer.safetensors"))).requires_grad_(True)
+    tokens = read_tensors(Path("data/tokens.safetensors"))[0]["tokens"]
+    train, val = (tokens[slice(*read_json(Path("data/corpus.json"))["splits"][name])] for name in ("train", "val"))
+    c = replace(
+        config.load(TransformerConfig, "train_transformer"),
+        steps=STEPS, eval_interval=STEPS, eval_windows=1, warmup_steps=0, lr=1e-5,
+    )  # fmt: skip
+
+    def run() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            language_model.train(model, train, val, c)
+
+    return run
+
+
+def trainings() -> Iterator[tuple[str, Callable[[], None]]]:
+    """The default run's trainings: by hand, and phase 3 by autograd too."""
+    c = config.load(Coefficients)
+    store = activations.read(*read_tensors(Path("data/activations/train.safetensors")), torch.device("cpu"))
+    tokens = Some(store, STEPS * BATCH)
+    yield "transformer", transformer_steps()
+    model = hierarchical.load(*read_tensors(Path("models/phase3.safetensors")))
+    for name in ("phase 2", "phase 3", "phase 3, autograd"):
+        both = copy.deepcopy(model)
+        both.level1.requires_grad_(name != "phase 2")
+        oracle = Autograd(both, lambda x, m=both: hierarchical.objective(m, x, c))
+        yield name, trained(both, oracle if name.endswith("autograd") else two_level.gradients(both, c), tokens, BATCH)
+
+
+def methods() -> Iterator[Method]:
+    """What is trained, and in which way."""
+    for name, run in trainings():
+        for way in WAYS:
+            yield name, way, partial(set_and_run, way, run)
+
+
+def set_and_run(way: str, run: Callable[[], None]) -> None:
+    """Take the steps in one of the `WAYS`."""
+    mode, fill = WAYS[way]
+    torch.set_deterministic_debug_mode(mode)
+    torch.utils.deterministic.fill_uninitialized_memory = fill  # pyright: ignore[reportAttributeAccessIssue]
+    run()
+
+
+def main(result: str) -> None:
+    """Measure and write."""
+    torch.set_num_threads(THREADS)
+    keep_memory()
+    timed = [(kind, way, partial(seconds, run)) for kind, way, run in methods()]
+    rows = measure(timed, BATCH, STEPS)
+    print(pd.DataFrame(rows).to_string(index=False), flush=True)
+    write_json(Path(result), {"machine": machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
