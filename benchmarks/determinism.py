@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from benchmarks.levels import Some
-from benchmarks.training import THREADS, Method, machine, measure, seconds, trained
+from benchmarks.training import THREADS, machine, measure, seconds, trained
 from hsae import activations, config, gpt, hierarchical, language_model, two_level
 from hsae.files import read_json, read_tensors, write_json
 from hsae.language_model import TransformerConfig
@@ -26,7 +26,7 @@ from hsae.run import keep_memory
 from hsae.training import Autograd
 
 BATCH = 2048
-STEPS = 16  # of each at a time
+STEPS = 8  # of each at a time
 WAYS = {"without": ("default", False), "with": ("error", False), "filled": ("error", True)}
 
 
@@ -61,13 +61,6 @@ def trainings() -> Iterator[tuple[str, Callable[[], None]]]:
         yield name, trained(both, oracle if name.endswith("autograd") else two_level.gradients(both, c), tokens, BATCH)
 
 
-def methods() -> Iterator[Method]:
-    """What is trained, and in which way."""
-    for name, run in trainings():
-        for way in WAYS:
-            yield name, way, partial(set_and_run, way, run)
-
-
 def set_and_run(way: str, run: Callable[[], None]) -> None:
     """Take the steps in one of the `WAYS`."""
     mode, fill = WAYS[way]
@@ -80,9 +73,12 @@ def main(result: str) -> None:
     """Measure and write."""
     torch.set_num_threads(THREADS)
     keep_memory()
-    timed = [(kind, way, partial(seconds, run)) for kind, way, run in methods()]
-    rows = measure(timed, BATCH, STEPS)
-    print(pd.DataFrame(rows).to_string(index=False), flush=True)
+    rows = []
+    for name, run in trainings():
+        timed = [(name, way, partial(seconds, partial(set_and_run, way, run))) for way in WAYS]
+        found = measure(timed, BATCH, STEPS)
+        rows += found
+        print(pd.DataFrame(found).to_string(index=False), flush=True)
     write_json(Path(result), {"machine": machine(), "rows": rows})
 
 

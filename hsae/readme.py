@@ -196,12 +196,14 @@ def hierarchy(
     return _markdown(["", "HSAE", "beside it"], lines)
 
 
-def torture(campaign: dict[str, Any], checkpoints: dict[str, Any]) -> str:
-    """benchmarks/torture.json and benchmarks/checkpoints.json as a Markdown table of what kills and saves came to."""
+def torture(campaign: dict[str, Any], checkpoints: dict[str, Any], determinism: dict[str, Any]) -> str:
+    """What kills came to, and what it costs to lose nothing and to repeat to the bit, as a Markdown table."""
     kills, by = campaign["kills"], campaign["by_signal"]
     signals = ", ".join(f"{n} {name.replace('SIG', '', 1)}" for name, n in sorted(by.items()))
     stages = ", ".join(f"{n} {name}" for name, n in campaign["by_stage"].items())
     costs = ", ".join(f"{row['training']} {row['share']:.1%}" for row in checkpoints["rows"])
+    ms = {(row["kind"], row["method"]): row["ms"] for row in determinism["rows"]}
+    slower = ", ".join(f"{kind} {ms[kind, 'with'] / ms[kind, 'without'] - 1:.0%}" for kind, way in ms if way == "with")
     lines = [
         ["kills at random", f"{kills}: {signals}"],
         ["of", stages],
@@ -210,6 +212,7 @@ def torture(campaign: dict[str, Any], checkpoints: dict[str, Any]) -> str:
         ["processes left running", str(campaign["orphans"])],
         ["tracebacks shown", str(campaign["with_traceback"])],
         [f"cost of a checkpoint every {checkpoints['interval_seconds']:.0f} s", costs],
+        ["cost of deterministic algorithms", slower],
     ]
     return _markdown(["", ""], lines)
 
@@ -235,7 +238,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "levels": (("benchmarks/levels.json",), levels),
     "pipeline": (("benchmarks/pipeline.json",), pipeline),
     "information": (("benchmarks/information.json",), information),
-    "torture": (("benchmarks/torture.json", "benchmarks/checkpoints.json"), torture),
+    "torture": (("benchmarks/torture.json", "benchmarks/checkpoints.json", "benchmarks/determinism.json"), torture),
     "recovery": (("metrics/recovery.json",), recovery),
     "causal": (("metrics/causal_tracing.json",), causal),
 }  # fmt: skip
