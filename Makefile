@@ -58,7 +58,7 @@ torture: .venv/installed  ## kill trainings KILLS times at random, and see wheth
 lock:  ## write requirements.lock anew from pyproject.toml (torch first: later packages must not pull another build)
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --quiet torch==2.13.0
-	.lock/bin/python -m pip install --quiet $$($(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"])')
+	.lock/bin/python -m pip install --quiet $$($(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; o = p["optional-dependencies"]; print(*p["dependencies"], *o["s3"], *o["dev"])')
 	.lock/bin/python -m pip freeze | sed 's/^torch==.*/torch==2.13.0/' > requirements.lock
 	rm -rf .lock
 
