@@ -1,17 +1,20 @@
 """Sweeps: conditions that are each trained from several seeds, as DVC experiments, and compared.
 
 `python -m hsae.sweep ablations` runs what hsae/sweeps/ablations.yaml describes, as far as it is not finished, and
-collects the results into metrics/ and plots/; with `--collect` it only collects.
+collects the results into metrics/ and plots/; with `--collect` it only collects. `--share 2/3` runs every third
+experiment from the second on, and collects nothing: the part of one of three clones.
 """
 
 import argparse
 import json
+import re
 import sys
 from typing import Any
 
 from hsae import context_bootstrap, experiments, seed_models
+from hsae.config import check
 from hsae.experiments import read_recipe
-from hsae.sweep_config import SCHEMAS, Comparison, load
+from hsae.sweep_config import SCHEMAS, AnySweep, Comparison, load
 from hsae.sweep_results import collect
 
 
@@ -20,46 +23,70 @@ def read_committed(commit: str, path: str) -> dict[str, Any]:
     return json.loads(experiments.git("show", f"{commit}:{path}"))
 
 
+def share(text: str) -> slice:
+    """Which of a sweep's experiments `i/n` means: every n-th from the i-th on, counted from 1.
+
+    It depends on the sweep's description alone, not on what is finished, so that clones agree on it without a word.
+    Seeds stand one after the other: where n divides their number, all conditions of a seed, which share stages, are in
+    one part. Raises ValueError, in one line, for anything else.
+    """
+    match = re.fullmatch("([0-9]+)/([0-9]+)", text)
+    part, parts = map(int, match.groups()) if match else (0, 0)
+    check("share", text, "i/n with i in 1..n", 1 <= part <= parts)
+    return slice(part - 1, None, parts)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run a sweep as far as it is not finished, and collect it."""
+    """Run a sweep as far as it is not finished and collect it, or run a share of it."""
     parser = argparse.ArgumentParser(description="Run a sweep of hsae/sweeps as DVC experiments, and collect it.")
     parser.add_argument("sweep", choices=SCHEMAS)
     parser.add_argument("--jobs", type=int, default=1, help="experiments at a time")
-    parser.add_argument("--collect", action="store_true", help="run nothing")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--collect", action="store_true", help="run nothing")
+    ways.add_argument("--share", metavar="I/N", help="run the I-th of N parts, and collect nothing")
     options = parser.parse_args(arguments)
     try:
         sweep = load(options.sweep)
         recipe = read_recipe(sweep.target)
         runs = sweep.runs(recipe.params)
+        if options.share is not None:
+            runs = dict([*runs.items()][share(options.share)])
         names = {run: recipe.name(f"{options.sweep}-{run[0]}-{run[1]}", overrides) for run, overrides in runs.items()}
         if options.collect:
             done = experiments.finished(names.values())
         else:
             wanted = {names[run]: overrides for run, overrides in runs.items()}
             done = experiments.run(wanted, recipe, options.jobs, options.sweep)
-        missing = [name for name in names.values() if name not in done]
-        results = {
-            run: {k: v for path in sweep.metrics for k, v in read_committed(done[name], path).items()}
-            for run, name in names.items()
-            if name in done
-        }
-        commits = {seed: done[names[condition, seed]] for condition, seed in results}
-        compares = isinstance(sweep, Comparison)
-        if results:
-            by_context = [context_bootstrap.read(commit) for commit in commits.values()] if compares else None
-            collect(options.sweep, sweep, results, missing, by_context)
-        if compares and len(results) > 1:
-            seed_models.collect(commits, sweep.models)
+        if options.share is None:
+            _collect(options.sweep, sweep, names, done)
     except (ValueError, OSError) as error:
         sys.exit(f"error: sweep: {error}")
     except KeyboardInterrupt:
         sys.exit("\nThe workers go on: run this again to wait for them, or `dvc queue stop --kill`.")
+    missing = [name for name in names.values() if name not in done]
     print(f"{options.sweep}: {len(done)} of {len(runs)} experiments are finished; {len(missing)} are missing")
     if missing and not options.collect:
         shown = ", ".join(missing[:10]) + ", ..." * (len(missing) > 10)
         sys.exit(
             f"error: sweep: failed or not run: {shown}; see `dvc queue logs {missing[0]}`; run this again to retry"
         )
+
+
+def _collect(label: str, sweep: AnySweep, names: dict[tuple[str, int], str], done: dict[str, str]) -> None:
+    """Write what a sweep's finished experiments say into metrics/ and plots/."""
+    results = {
+        run: {k: v for path in sweep.metrics for k, v in read_committed(done[name], path).items()}
+        for run, name in names.items()
+        if name in done
+    }
+    missing = [name for name in names.values() if name not in done]
+    commits = {seed: done[names[condition, seed]] for condition, seed in results}
+    compares = isinstance(sweep, Comparison)
+    if results:
+        by_context = [context_bootstrap.read(commit) for commit in commits.values()] if compares else None
+        collect(label, sweep, results, missing, by_context)
+    if compares and len(results) > 1:
+        seed_models.collect(commits, sweep.models)
 
 
 if __name__ == "__main__":

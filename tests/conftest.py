@@ -1,5 +1,8 @@
 """Fixtures that several test modules share: everything tiny, on the CPU."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 
@@ -9,6 +12,9 @@ from hsae.data import windows
 from hsae.gpt import GPT, GPTConfig
 from hsae.synthetic import Forest, SyntheticData
 from tests.forest import CONFIG, N, seeded
+
+if TYPE_CHECKING:
+    from tests.bucket import Bucket
 
 torch.set_num_threads(1)
 SLOWEST = "test_end_to_end.py"  # begun first, so that all else is done beside it
@@ -66,3 +72,12 @@ def forest() -> Forest:
 def data(forest: Forest) -> SyntheticData:
     """Samples of the forest."""
     return synthetic.sample(forest, N, seeded(2))
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Bucket]":
+    """An S3 bucket on this machine's loopback."""
+    from tests.bucket import serving  # a second, which most workers do not need
+
+    with serving(tmp_path_factory.mktemp("aws")) as bucket:
+        yield bucket

@@ -87,7 +87,12 @@ class Project:
     def clone(self, path: Path) -> "Project":
         """An independent copy with everything in it, outputs and cache too."""
         shutil.copytree(self.path, path, symlinks=True)
-        return Project(path, Path(self.env["DVC_SITE_CACHE_DIR"]))
+        return self._at(path, Path(self.env["DVC_SITE_CACHE_DIR"]))
+
+    def git_clone(self, path: Path) -> "Project":
+        """What another user gets from git: nothing of what only DVC has."""
+        self.run("git", "clone", "--quiet", ".", str(path))
+        return self._at(path, path.with_name(f"{path.name}.site"))
 
     def params(self) -> dict[str, Any]:
         """The content of params.yaml."""
@@ -115,6 +120,12 @@ class Project:
     def stage(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a stage's module as DVC would."""
         return self.try_run("python", "-m", f"stages.{module}", *arguments)
+
+    def _at(self, path: Path, site_cache: Path) -> "Project":
+        """The project in another folder, with what was added to the environment."""
+        other = Project(path, site_cache)
+        other.env = self.env | {name: other.env[name] for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR")}
+        return other
 
     def digests(self, *folders: str) -> dict[str, bytes]:
         """Content of some files, and of every file below some folders."""

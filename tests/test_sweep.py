@@ -13,7 +13,7 @@ from hsae.config import flatten
 from hsae.experiments import Recipe
 from hsae.losses import Coefficients
 from hsae.statistics import paired_comparison
-from hsae.sweep import main
+from hsae.sweep import main, share
 from hsae.sweep_config import SCHEMAS, Ablations, Claim, Comparison, Frontier, GroundTruth, load
 from hsae.sweep_results import collect, compare, judge, matched, points, summarize, tidy
 from hsae.training import Phase
@@ -511,3 +511,50 @@ def test_after_a_comparison_the_models_of_its_finished_seeds_are_compared(
     main(["comparison", "--collect"])
     assert compared == [({4: "a", 6: "b"}, comparison_sweep().models)]
     assert over_contexts == [["run a"], ["run a", "run b"]]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_shares_of_a_sweep_are_all_of_it_and_each_experiment_is_in_one(name: str, parts: int):
+    runs = [*load(name).runs(committed_params())]
+    shares = [runs[share(f"{part}/{parts}")] for part in range(1, parts + 1)]
+    assert sorted(run for own in shares for run in own) == sorted(runs)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_seed_with_all_its_conditions_is_in_one_share_where_their_number_divides_that_of_the_seeds():
+    sweep = load("ablations")
+    own = [*sweep.runs(committed_params())][share("2/4")]
+    assert {seed for _, seed in own} == {1, 5}
+    assert len(own) == 2 * len(sweep.conditions)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1/0", "0/0", "-1/2", "1", "1/2/3", "a/2", "1/2 ", "1.0/2", "", "²/3"])
+def test_another_share_is_refused_in_one_line(fake: FakeProject, text: str):
+    message = f"error: sweep: `share` must be i/n with i in 1..n; not {text!r}."
+    with pytest.raises(SystemExit, match=f"^{re.escape(message)}$"):
+        main(["ablations", f"--share={text}"])
+    assert fake.ran == []
+
+
+def test_a_share_is_run_under_the_names_of_the_whole_and_nothing_is_collected(
+    fake: FakeProject, capsys: pytest.CaptureFixture[str]
+):
+    fake.done = dict(zip(LABELS, "1235", strict=True))
+    main(["ablations", "--share", "2/2"])
+    assert [*fake.ran[0]["wanted"]] == [LABELS[1], LABELS[3]]
+    assert not Path("metrics").exists()
+    assert "ablations: 2 of 2 experiments are finished; 0 are missing" in capsys.readouterr().out
+
+
+def test_what_failed_of_a_share_ends_the_command_with_one_line(fake: FakeProject):
+    fake.done = dict(zip(LABELS[:3], "123", strict=True))
+    with pytest.raises(SystemExit, match=r"^error: sweep: failed or not run: ablations-off-1; see [^\n]*$"):
+        main(["ablations", "--share", "2/2"])
+
+
+def test_a_share_is_not_collected(fake: FakeProject, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["ablations", "--share", "1/2", "--collect"])
+    assert "error: argument --collect: not allowed with argument --share" in capsys.readouterr().err
+    assert fake.ran == []
