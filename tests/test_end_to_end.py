@@ -4,11 +4,14 @@ import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.project import Project, stages_run
+
+if TYPE_CHECKING:
+    from tests.bucket import Bucket
 
 LEVEL1 = {"relu_l1", "topk", "batchtopk", "jumprelu", "matryoshka", "gated"}
 LEVEL2 = {"relu_l1_level2", "topk_level2", "batchtopk_level2", "jumprelu_level2"}
@@ -94,6 +97,21 @@ def test_two_clones_give_byte_identical_results(both: tuple[Project, Project]):
     first, second = (project.digests(*results) for project in both)
     assert first.keys() == second.keys()
     assert [path for path, content in first.items() if second[path] != content] == []
+
+
+def test_a_second_clone_pulls_all_of_it_from_the_remote_and_runs_nothing(
+    project: Project, tmp_path: Path, bucket: "Bucket"
+):
+    bucket.become_remote(project, "everything")
+    project.commit()
+    project.run("dvc", "push")
+    second = project.git_clone(tmp_path / "second")
+    assert not (second.path / ".dvc/cache").exists()
+    second.run("dvc", "pull")
+    assert stages_run(second.run("dvc", "repro")) == set()
+    assert second.run("git", "status", "--porcelain") == ""
+    everything = ("data", "metrics", "plots", "models", "case_studies", "explorer.html", "report.html")
+    assert second.digests(*everything) == project.digests(*everything)
 
 
 def test_changing_beta2_reruns_only_what_depends_on_it_and_shows_in_the_diffs(project: Project):
