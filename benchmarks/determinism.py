@@ -54,7 +54,7 @@ def trainings() -> Iterator[tuple[str, Callable[[], None]]]:
     tokens = Some(store, STEPS * BATCH)
     yield "transformer", transformer_steps()
     model = hierarchical.load(*read_tensors(Path("models/phase3.safetensors")))
-    for name in ("phase 2", "phase 3", "phase 3, autograd"):
+    for name in ("phase 2", "phase 3", "phase 3 by autograd"):
         both = copy.deepcopy(model)
         both.level1.requires_grad_(name != "phase 2")
         oracle = Autograd(both, lambda x, m=both: hierarchical.objective(m, x, c))
