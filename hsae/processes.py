@@ -115,7 +115,7 @@ def _join(device: torch.device) -> None:
 
 def _supervise(n: int) -> int:
     """Run this process's own command as `n` ranks, and return its exit status. Ends all if one fails, or is lost."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore
     with ExitStack() as stack:
         # What rank 0 complains of is seen at once; the others, if they do too, mostly say the same.
         complaints = [None, *(stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(1, n))]

@@ -12,8 +12,9 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from hsae import curriculum, flat, gradients, kernels, parallel, training, variants
 from hsae.dictionary import Activation, LatentConfig, Start
@@ -148,7 +149,7 @@ def join(rank: int, n: int, folder: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have trained everything together."""
     path = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(train_all, (2, str(path)), nprocs=2)
+    spawn(train_all, (2, str(path)), nprocs=2)
     return path
 
 
@@ -190,13 +191,13 @@ def test_by_hand_too_two_processes_have_the_losses_of_one(case: str, folder: Pat
 
 
 def test_three_processes_agree_repeat_to_the_bit_and_have_the_losses_of_one(tmp_path: Path):
-    multiprocessing.spawn(train_repeatedly, (3, str(tmp_path)), nprocs=3)
+    spawn(train_repeatedly, (3, str(tmp_path)), nprocs=3)
     check_equal(of_all(tmp_path, 3, 0), of_all(tmp_path, 3, 1))
     assert drift(of_all(tmp_path, 3, "double"), train("phase 3 batchtopk", AUTOGRAD, 0)) < 1e-12
 
 
 def test_what_processes_exchange(tmp_path: Path):
-    multiprocessing.spawn(exchange, (2, str(tmp_path)), nprocs=2)
+    spawn(exchange, (2, str(tmp_path)), nprocs=2)
 
 
 def test_one_process_exchanges_nothing():
