@@ -1,11 +1,11 @@
-"""Arithmetic over the processes that train one model together, each on its share of the rows of every batch.
+"""Arithmetic over the processes that work together: that train one model, each on its share of every batch's rows.
 
 All have shares of one size. So a mean over the batch is the mean of the processes' means, which is how gradients and
 terms come together; what is no mean (counts of active latents, the batch's largest activations) is exchanged before it
 is used. Where there is one process, all this does nothing. hsae/processes.py says how the processes start and end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -73,6 +73,25 @@ def averaged(model: nn.Module, terms: dict[str, Tensor]) -> dict[str, Tensor]:
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
     return dict(zip(terms, values.unbind(), strict=True))
+
+
+def in_turn(compute: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """What `compute` makes of the parts, in their order, the same for all; each process computes every n-th one.
+
+    Of a part it makes a tensor whose length is proportional to the part's.
+    """
+    for first in range(0, len(parts), size()):
+        of_round = parts[first : first + size()]
+        part = of_round[min(rank(), len(of_round) - 1)]  # at the end there may be none left for some
+        own = compute(part).contiguous()
+        for source, theirs in enumerate(of_round):
+            result = own
+            if source != rank():
+                result = own.new_empty(len(own) * len(theirs) // len(part), *own.shape[1:])
+            if size() > 1:
+                with _contact():
+                    dist.broadcast(result, source)
+            yield result
 
 
 def first_says(number: int) -> int:

@@ -124,6 +124,10 @@ def exchange(rank: int, n: int, folder: str) -> None:
     assert parallel.share(x).tolist() == x[3 * rank : 3 * rank + 3].tolist()
     assert parallel.total(torch.tensor([1, 10 * rank])).tolist() == [2, 10]
     assert parallel.first_says(7 + rank) == 7
+    parts, computed = torch.arange(10.0).split(4), []
+    results = list(parallel.in_turn(lambda part: computed.append(part.tolist()) or part[::2, None] + rank, parts))
+    assert [result[:, 0].tolist() for result in results] == [[0, 2], [5, 7], [8]]
+    assert computed == [[[0, 1, 2, 3], [8, 9]], [[4, 5, 6, 7], [8, 9]]][rank]
     values = torch.tensor([[3.0, 1.0, 2.0], []][rank])
     assert parallel.gathered(values, 5).tolist() == [3, 1, 2]
     assert sorted(parallel.gathered(values, 2).tolist()) == [2, 3]

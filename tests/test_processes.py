@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,16 @@ def test_dvc_records_the_processes_and_torchrun_comes_to_the_same_bytes(project:
     said = project.run("python", "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "stages.phase1")
     assert results(project) == expected
     assert said.count("phase1, sharpening: 20/20") == 1  # one of them speaks
+
+
+def test_activations_extracted_by_two_processes_are_those_of_one(project: Project):
+    expected = project.digests("data/activations")
+    assert len(expected) == 3
+    shutil.rmtree(project.path / "data/activations")
+    project.set_params({"processes": 1})
+    project.run("python", "-m", "stages.extract_activations")
+    project.set_params({"processes": 2})
+    assert project.digests("data/activations") == expected
 
 
 def test_a_stage_that_lost_a_process_says_so_and_goes_on_to_the_same_bytes(project: Project):
