@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
+from hsae import parallel
 from hsae.config import check, check_positive
 from hsae.files import understanding
 from hsae.progress import Progress
@@ -124,18 +125,20 @@ def collect(
 ) -> Activations:
     """Residual stream at every input position of `windows`, in order, or, given a generator, all tokens shuffled.
 
-    `residual` maps tokens to their residual stream; `first_offsets` are the windows' offsets in the corpus. Raises
-    ValueError if an activation is not finite.
+    `residual` maps tokens to their residual stream; `first_offsets` are the windows' offsets in the corpus. Several
+    processes (hsae/parallel.py) share out the windows, and all get the same. Raises ValueError if an activation is not
+    finite.
     """
     n_windows, context = windows.shape[0], windows.shape[1] - 1
     n = n_windows * context
     place = torch.arange(n) if shuffle is None else torch.randperm(n, generator=shuffle)
     acts = None
     with Progress("extract_activations", n_windows) as bar:
-        for start in range(0, n_windows, 64):
-            chunk = residual(windows[start : start + 64, :-1]).flatten(0, 1).cpu()
+        places = place.split(64 * context)
+        chunks = parallel.in_turn(lambda chunk: residual(chunk[:, :-1]).flatten(0, 1), windows.split(64))
+        for places_of_chunk, chunk in zip(places, chunks, strict=True):
             acts = torch.empty(n, chunk.shape[1]) if acts is None else acts
-            acts[place[start * context : start * context + len(chunk)]] = chunk
+            acts[places_of_chunk] = chunk.cpu()
             bar.advance(len(chunk) // context)
     if acts is None or not acts.isfinite().all():
         raise ValueError("the transformer's activations are not finite: train it again with a lower learning rate.")

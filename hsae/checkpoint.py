@@ -46,7 +46,7 @@ class Checkpoints:
         """Write the state after `step` steps; once this returns, it outlives a loss of power."""
         if self.folder is None:
             return
-        write_tensors(self.folder / f"{step:010d}.safetensors", dict(tensors), {"step": step, "state": state})
+        write_tensors(self._file(step), dict(tensors), {"step": step, "state": state})
         for old in self._files()[:-KEPT]:
             old.unlink()
         self._due = time.monotonic() + self.every
@@ -63,6 +63,14 @@ class Checkpoints:
                 print(f"{self.label}: going on from step {saved.step}", flush=True)
                 return saved
         return None
+
+    def of_step(self, step: int) -> Saved:
+        """The one of a step. Raises ValueError if it is damaged, and FileNotFoundError if there is none."""
+        return _read(self._file(step))
+
+    def _file(self, step: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{step:010d}.safetensors"
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.safetensors")) if self.folder else []

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsae import kernels
+from hsae import kernels, parallel
 from hsae.kernels import call
 from hsae.products import gram, product
 from hsae.sae import SAE
@@ -76,6 +76,7 @@ class Level:
     A token's entries are `count` long from `start` in `latents` and `values`, in ascending order; `grad` holds the
     gradients of their activations. Those of latent l are `entries` from where[l] to where[l + 1], of tokens `row`. An
     entry is active if it is above `least` of its latent; each latent has `counts` active ones, whose sum is `sums`.
+    Where processes share the batch, `counts` are of all of it, and all else is of this process's share.
     """
 
     def __init__(self, model: SAE, d_x: int):
@@ -115,7 +116,8 @@ class Level:
 
     def sparsity(self) -> float:
         """The sparsity term of the loss."""
-        prices = self.l0_price * int(self.counts.sum()) + self.l1_price * float(self.sums.double().sum())
+        n_active = int(self.counts.sum()) / parallel.size()
+        prices = self.l0_price * n_active + self.l1_price * float(self.sums.double().sum())
         return prices / len(self.count)
 
     @property
@@ -194,16 +196,30 @@ class Level:
             )
         select()
         if isinstance(model, BatchTopKSAE) and model.training:
-            if int(self.count.sum()) < model.k * batch and self.cutoff:
-                self.bound = torch.zeros(d_sae)
-                select()
-            cutoff = call("keep_largest", batch, model.k * batch, *self.rows)
-            self.cutoff.fill_(cutoff)
-            model.update_threshold(torch.tensor(cutoff))
+            self._keep_largest(model.k * batch * parallel.size(), select)
+            model.update_threshold(self.cutoff.float())
         call("by_latent", batch, d_sae, self.start, self.count, self.latents, *self.columns, self.row)
         self.squares = call("activity", d_sae, *self.columns, self.values, self.least, self.counts, self.sums)
+        parallel.total(self.counts)
         if model.training:
-            model.count(batch, self.counts)
+            model.count(batch * parallel.size(), self.counts)
+
+    def _keep_largest(self, n: int, select: Callable[[], None]) -> None:
+        """Keep the batch's `n` largest entries; `select` makes them anew where the bound was too high."""
+        if int(parallel.total(self.count.sum())) < n and self.cutoff:
+            self.bound = torch.zeros(self.model.d_sae)
+            select()
+        batch = len(self.count)
+        if parallel.size() == 1:
+            cutoff = call("nth_largest", batch, n, self.start, self.count, self.values)
+        else:
+            # Of the entries, which lie in pieces, those of all processes, as if they were of one row.
+            before = self.start - self.count.cumsum(0) + self.count
+            own = torch.arange(int(self.count.sum())) + before.repeat_interleave(self.count)
+            values = parallel.gathered(self.values[own], n + 1)
+            cutoff = call("nth_largest", 1, n, torch.tensor([0]), torch.tensor([len(values)]).int(), values)
+        call("keep_from", batch, cutoff, *self.rows)
+        self.cutoff.fill_(cutoff)
 
     def _select(self, z: Float[Tensor, "rows d_sae"], first: int) -> None:
         model, (rows, d_sae) = self.model, z.shape
@@ -252,7 +268,7 @@ class SparseGradients:
     @property
     def active(self) -> float:
         """The fraction of latents that were active on the last batch's tokens."""
-        return int(self.level.counts.sum()) / (len(self.level.count) * self.model.d_sae)
+        return int(self.level.counts.sum()) / (parallel.size() * len(self.level.count) * self.model.d_sae)
 
 
 def terms(**values: float) -> Terms:
@@ -308,8 +324,9 @@ class DenseGradients:
         set_gradient(model.W_dec, W_dec.T)
         set_gradient(model.b_enc, b_enc)
         set_gradient(model.b_dec, b_dec.addmv_(model.W_enc, b_enc, alpha=-1))
-        model.count(batch, counts)
-        self.active = int(counts.sum()) / (batch * d_sae)
+        everywhere = batch * parallel.size()
+        model.count(everywhere, parallel.total(counts))
+        self.active = int(counts.sum()) / (everywhere * d_sae)
         return terms(
             x_from_h1=self.weight * squares / (batch * d), sparsity_h1=beta * float(sums.double().sum()) / batch
         )

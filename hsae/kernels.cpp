@@ -240,9 +240,9 @@ void select_gated(const float* z, int64_t first, int64_t rows, int64_t d_sae, in
   });
 }
 
-// Keep of all entries those of at least the n-th largest value (all, if there are not so many); returns that value.
-// Values of a bucket share their leading bits: exponent and four of the mantissa.
-float keep_largest(int64_t rows, int64_t n, const int64_t* start, int32_t* count, int32_t* latents, float* values) {
+// The n-th largest value of all entries; 0, if there are not more. Values of a bucket share their leading bits: exponent
+// and four of the mantissa.
+float nth_largest(int64_t rows, int64_t n, const int64_t* start, const int32_t* count, const float* values) {
   constexpr int TRAILING = 19;
   std::vector<int64_t> sizes(1 << (31 - TRAILING));
   const auto total = std::accumulate(count, count + rows, int64_t(0));
@@ -273,6 +273,11 @@ float keep_largest(int64_t rows, int64_t n, const int64_t* start, int32_t* count
     std::nth_element(within.begin(), within.begin() + (n - above - 1), within.end(), std::greater<float>());
     cutoff = within[n - above - 1];
   }
+  return cutoff;
+}
+
+// Keep of all entries those of at least the cutoff.
+void keep_from(int64_t rows, float cutoff, const int64_t* start, int32_t* count, int32_t* latents, float* values) {
 #pragma omp parallel for schedule(static)
   for (int64_t r = 0; r < rows; r++) {
     const int64_t from = start[r];
@@ -285,7 +290,6 @@ float keep_largest(int64_t rows, int64_t n, const int64_t* start, int32_t* count
       }
     count[r] = kept;
   }
-  return cutoff;
 }
 
 // For each row the reconstructions x_hat from the active latents of nested prefixes [0, ends[p]). gradients[p] becomes

@@ -21,7 +21,7 @@ FLAGS = [
 ]
 RETURNS = {
     **dict.fromkeys(("decode", "activity", "upper_forward", "upper_entries"), ctypes.c_double),
-    "keep_largest": ctypes.c_float,
+    "nth_largest": ctypes.c_float,
 }
 
 

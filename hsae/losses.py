@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hsae import parallel
 from hsae.config import check
 
 SHARPNESS = 4
@@ -98,12 +99,12 @@ def coverage(
 
     `parents` says how nearly active each is, from 0 to 1. So a child pulls its parents up to where they are active,
     and its membership moves to those that are: P(parent | child) is learned and nothing is gated. Every child that is
-    active in the batch counts alike, however rare. In [0, 1].
+    active in the batch counts alike, however rare. In [0, 1]; where processes share a batch, that is their mean.
     """
     on = children.to(parents.dtype)
-    n_active = on.sum(0)
+    n_active = parallel.total(on.sum(0))
     covered = ((on / n_active.clamp(min=1)) @ assignment) * parents
-    return 1 - covered.sum() / (n_active > 0).sum().clamp(min=1)
+    return 1 - parallel.size() * covered.sum() / (n_active > 0).sum().clamp(min=1)
 
 
 def group_sparsity(acts: Float[Tensor, "batch latent"], assignment: Float[Tensor, "latent group"]) -> Float[Tensor, ""]:

@@ -105,6 +105,10 @@ class Stage:
             torch.set_float32_matmul_precision("high")
         return torch.device(chosen)
 
+    def folder(self) -> Path:
+        """Where the checkpoints of this stage, its code, parameters and inputs lie."""
+        return self.root / ".ckpt" / self.name / self._key()
+
     @contextmanager
     def checkpoints(self) -> Iterator[Path]:
         """A directory of this stage, its code, parameters and inputs alone, which one process at a time may write.
@@ -112,7 +116,7 @@ class Stage:
         It lies in the main repository also when DVC runs the stage in a temporary copy of it. It is removed at the end
         of a block that succeeds; what other code, parameters or inputs left there is removed when it is a day old.
         """
-        folder = self.root / ".ckpt" / self.name / self._key()
+        folder = self.folder()
         with _exclusive(folder, self.name):
             _prune(folder)
             yield folder

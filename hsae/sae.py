@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hsae import losses
+from hsae import losses, parallel
 from hsae.products import linear
 
 
@@ -72,7 +72,7 @@ class SAE(nn.Module):
         pre_acts = self.pre_acts(x)
         acts = self.activate(pre_acts)
         if self.training:
-            self.count(len(x), (acts.detach() > 0).sum(0))
+            self.count(parallel.size() * len(x), parallel.total((acts.detach() > 0).sum(0)))
         return SAEOutput(acts, self.decode(acts), pre_acts)
 
     @torch.no_grad()

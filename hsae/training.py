@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hsae.checkpoint import NOWHERE, Checkpoints, restore, tensors_of
+from hsae import parallel
+from hsae.checkpoint import NOWHERE, Checkpoints, Saved, restore, tensors_of
 from hsae.config import check, check_positive
 from hsae.progress import Progress
 
@@ -22,7 +23,10 @@ Curve = list[dict[str, float]]
 Terms = dict[str, Tensor]
 """The terms of a loss, detached, by name."""
 Gradients = Callable[[Float[Tensor, "batch d_in"]], Terms]
-"""Computes the terms at a batch, and leaves the gradient of their sum in the parameters' `.grad`."""
+"""Computes the terms at a batch, and leaves the gradient of their sum in the parameters' `.grad`.
+
+Where processes train together, it is called with a share of the batch: means over processes are those of the batch.
+"""
 
 
 @dataclass
@@ -123,6 +127,9 @@ def fit(
     row, and the number of latents `revived` in them. Raises ValueError if the loss stops being finite.
 
     If `checkpoints` has one of this label, training goes on from there, to the same bits; they are kept by label.
+
+    Several processes (hsae/parallel.py) share out each batch, which must be possible without a rest, and come to the
+    same result, rounding apart. The first one keeps the checkpoints, whose files all must be able to read.
     """
     assert isinstance(model, nn.Module)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=phase.lr, fused=True)
@@ -130,7 +137,8 @@ def fit(
     n_steps = phase.n_steps(len(data))
     checkpoints = checkpoints.of(label)
     batches, log = Batches(len(data), phase.batch_size, seed), _Log()
-    if saved := checkpoints.load():
+    parallel.check_batch(batches.size)
+    if saved := _last(checkpoints):
         restore(saved.tensors, model, optimizer, batches.generator)
         batches.order = saved.tensors["order"]
         for name, number in memory(gradients).items():
@@ -144,7 +152,7 @@ def fit(
                 group["lr"] = lr
             model.anneal(annealing_left(step, n_steps, phase))
             x = data.x(batches.rows(step))
-            terms = gradients(x)
+            terms = parallel.averaged(model, gradients(parallel.share(x)))
             loss = log.add(terms)
             if not math.isfinite(loss):
                 raise ValueError(f"{label}: the loss is {loss} at step {step + 1}; lower the phase's `lr`.")
@@ -155,14 +163,22 @@ def fit(
                 log.revived += model.revive(x, dead_tokens, batches.generator)
             if (step + 1) * LOG_POINTS // n_steps > step * LOG_POINTS // n_steps:
                 log.end_row(step + 1, list(terms))
+                parallel.check_alike(model)
             bar.advance(1, f"loss {log.curve[-1]['loss']:.4f}" if log.curve else "")
-            if checkpoints.due() or step + 1 == n_steps:
+            if parallel.rank() == 0 and (checkpoints.due() or step + 1 == n_steps):
                 numbers = {f"memory.{name}": number for name, number in memory(gradients).items()}
                 tensors = tensors_of(model, optimizer, batches.generator) | numbers | {"order": batches.order}
                 checkpoints.save(step + 1, tensors, vars(log))
     model.anneal(0.0)
     model.eval()
     return log.curve
+
+
+def _last(checkpoints: Checkpoints) -> Saved | None:
+    """The last good checkpoint, which the first process chooses for all."""
+    saved = checkpoints.load() if parallel.rank() == 0 else None
+    step = parallel.first_says(saved.step if saved else 0)
+    return checkpoints.of_step(step) if step and not saved else saved
 
 
 class Batches:

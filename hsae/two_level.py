@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hsae import parallel
 from hsae.gradients import Buffers, Level, by_hand, own_gradients, set_gradients, terms
 from hsae.hierarchical import HierarchicalSAE, objective
 from hsae.kernels import call
@@ -80,12 +81,13 @@ class TwoLevelGradients:
             error1, gradients1 = lower.decode(x, level1.W_dec, level1.b_dec, c.weight_x_from_h1)
         n_children = max(int((lower.counts > 0).sum()), 1)
         share = lower.counts.clamp(min=1).float().reciprocal_()
-        pull = -c.weight_coverage / n_children
+        pull = -c.weight_coverage * parallel.size() / n_children
 
         groups = self._memberships()
         wide, sum_roots = self._encode(batch, groups, share, pull)
         error2, squares, gradients2 = self._decode(x, wide)
-        coverage = 1 - float(torch.dot(wide.covered.view(-1), wide.parents.view(-1))) / n_children
+        covered = float(torch.dot(wide.covered.view(-1), wide.parents.view(-1)))
+        coverage = 1 - covered * parallel.size() / n_children
         grouping = self._set_level2(wide, groups, share, pull, gradients2)
         if self.learns1:
             call(

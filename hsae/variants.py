@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hsae import losses
+from hsae import losses, parallel
 from hsae.config import check
 from hsae.files import understanding
 from hsae.products import linear
@@ -56,8 +56,8 @@ class BatchTopKSAE(TopKSAE):
         acts = pre_acts.relu()
         if not self.training:
             return acts * (acts > self.threshold)
-        positive = acts.detach()[acts > 0]
-        n_kept = self.k * len(acts)
+        n_kept = self.k * parallel.size() * len(acts)
+        positive = parallel.gathered(acts.detach()[acts > 0], n_kept + 1)
         scarce = len(positive) <= n_kept
         # Not kthvalue, which on a GPU is not deterministic.
         cutoff = positive.new_zeros(()) if scarce else positive.topk(n_kept, sorted=False).values.min()

@@ -10,6 +10,7 @@ from hsae.activations import ActivationConfig, Normalizer, collect
 from hsae.data import windows
 from hsae.files import read_json, read_tensors, write_tensors
 from hsae.gpt import load
+from hsae.processes import leads, start, together
 
 
 def main() -> None:
@@ -17,6 +18,7 @@ def main() -> None:
     with run.stage("extract_activations") as stage:
         device = stage.device()
         config = stage.params(ActivationConfig, "extract_activations")
+        start(stage, device)
         model = load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
         config.check_layer(model.config.n_layer)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
@@ -29,20 +31,22 @@ def main() -> None:
         def residual(tokens: Tensor) -> Tensor:
             return model.residual(tokens.to(device).long(), config.layer)
 
-        for name, n_tokens in config.tokens_per_split().items():
-            start, end = corpus["splits"][name]
-            cut = windows(tokens[start:end], context)
-            first_offsets = start + torch.arange(len(cut)) * context
-            shuffled = name == "train"
-            chosen = torch.randperm(len(cut), generator=generator) if shuffled else torch.arange(len(cut))
-            chosen = chosen[: max(n_tokens // context, 1)]
-            shuffle = generator if shuffled else None
-            stored[name] = collect(residual, cut[chosen], first_offsets[chosen], document_starts, shuffle)
-        normalizer = Normalizer.fit(stored["train"].acts)
-        for name, acts in stored.items():
-            tensors = {**vars(acts), **vars(normalizer)}
-            header = {"layer": config.layer, "context": context}
-            write_tensors(Path(f"data/activations/{name}.safetensors"), tensors, header)
+        with together(stage, device):
+            for name, n_tokens in config.tokens_per_split().items():
+                begin, end = corpus["splits"][name]
+                cut = windows(tokens[begin:end], context)
+                first_offsets = begin + torch.arange(len(cut)) * context
+                shuffled = name == "train"
+                chosen = torch.randperm(len(cut), generator=generator) if shuffled else torch.arange(len(cut))
+                chosen = chosen[: max(n_tokens // context, 1)]
+                shuffle = generator if shuffled else None
+                stored[name] = collect(residual, cut[chosen], first_offsets[chosen], document_starts, shuffle)
+            if leads():
+                normalizer = Normalizer.fit(stored["train"].acts)
+                for name, acts in stored.items():
+                    tensors = {**vars(acts), **vars(normalizer)}
+                    header = {"layer": config.layer, "context": context}
+                    write_tensors(Path(f"data/activations/{name}.safetensors"), tensors, header)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_json
 from hsae.flat import FlatConfig
 from hsae.metrics import summarize
+from hsae.processes import leads, start, together
 from hsae.training import Phase, fit
 from stages.files import read_store, write_trained
 
@@ -28,6 +29,7 @@ def main(name: str, variant: str, level: int) -> None:
         phase, phase3 = stage.params(Phase, f"phase{level}"), stage.params(Phase, "phase3")
         phase = replace(phase, epochs=phase.epochs + phase3.epochs)
         dead_tokens = stage.params(LatentConfig).dead_tokens
+        start(stage, device)
         l0 = read_json(stage.input(f"models/l0/level{level}.json"))["l0"]
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
         torch.manual_seed(dictionary.seed)
@@ -35,9 +37,11 @@ def main(name: str, variant: str, level: int) -> None:
             device
         )
         gradients = flat.SteeredGradients(model, l0)
-        with stage.checkpoints() as folder:
+        with together(stage, device) as folder:
             curve = fit(stage.name, model, train, gradients, phase, dictionary.seed, dead_tokens, Checkpoints(folder))
-            write_trained(stage.name, model, model.header(), curve, summarize(model.reconstruct, val.batches()))
+            if leads():
+                metrics = summarize(model.reconstruct, val.batches())
+                write_trained(stage.name, model, model.header(), curve, metrics)
 
 
 if __name__ == "__main__":

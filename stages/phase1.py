@@ -7,6 +7,7 @@ from hsae.checkpoint import Checkpoints
 from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.losses import Coefficients
 from hsae.metrics import summarize
+from hsae.processes import leads, start, together
 from hsae.sharpening import Sharpening, phase1
 from hsae.training import Phase
 from stages.files import read_store, write_trained
@@ -21,16 +22,18 @@ def main() -> None:
         c = stage.params(Coefficients)
         dictionary = stage.params(DictionaryConfig)
         latents = stage.params(LatentConfig)
+        start(stage, device)
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
         torch.manual_seed(dictionary.seed)
         width = dictionary.widths(train.d_in)[0]
         model = variants.build(latents.activation, train.d_in, width, k=latents.k1, beta=c.beta1).to(device)
 
-        with stage.checkpoints() as folder:
+        with together(stage, device) as folder:
             dead_tokens, seed = latents.dead_tokens, dictionary.seed
             curve = phase1(model, train, c, phase, sharpening, dead_tokens, seed, Checkpoints(folder))
-            metrics = {"level1": summarize(model.reconstruct, val.batches())}
-            write_trained("phase1", model, model.header(), curve, metrics)
+            if leads():
+                metrics = {"level1": summarize(model.reconstruct, val.batches())}
+                write_trained("phase1", model, model.header(), curve, metrics)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_tensors
 from hsae.hierarchical import validate
 from hsae.losses import Coefficients
+from hsae.processes import leads, start, together
 from hsae.training import Phase
 from stages.files import read_store, write_trained
 
@@ -19,13 +20,15 @@ def main() -> None:
         c = stage.params(Coefficients)
         dictionary = stage.params(DictionaryConfig)
         latents = stage.params(LatentConfig)
+        start(stage, device)
         level1 = variants.load(*read_tensors(stage.input("models/phase1.safetensors"))).to(device)
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
         width = dictionary.widths(train.d_in)[1]
 
-        with stage.checkpoints() as folder:
+        with together(stage, device) as folder:
             model, curve = phase2(level1, width, train, c, phase, latents, dictionary.seed, Checkpoints(folder))
-            write_trained("phase2", model, model.header(), curve, validate(model, val.batches()))
+            if leads():
+                write_trained("phase2", model, model.header(), curve, validate(model, val.batches()))
 
 
 if __name__ == "__main__":

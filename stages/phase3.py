@@ -9,6 +9,7 @@ from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.files import read_tensors, write_json
 from hsae.hierarchical import validate
 from hsae.losses import Coefficients
+from hsae.processes import leads, start, together
 from hsae.training import Phase
 from stages.files import read_store, write_trained
 
@@ -21,16 +22,18 @@ def main() -> None:
         c = stage.params(Coefficients)
         seed = stage.params(DictionaryConfig).seed
         dead_tokens = stage.params(LatentConfig).dead_tokens_later
+        start(stage, device)
         model = hierarchical.load(*read_tensors(stage.input("models/phase2.safetensors"))).to(device)
         train, val = (read_store(stage, split, device) for split in ("train", "val"))
 
-        with stage.checkpoints() as folder:
+        with together(stage, device) as folder:
             curve = phase3(model, train, c, phase, dead_tokens, seed, Checkpoints(folder))
-            metrics = validate(model, val.batches())
-            write_trained("phase3", model, model.header(), curve, metrics)
-            for level, values in metrics.items():
-                # In whole latents, so that the flat rivals train again only when the HSAE's sparsity really changes.
-                write_json(Path(f"models/l0/{level}.json"), {"l0": max(round(values["l0"]), 1)})
+            if leads():
+                metrics = validate(model, val.batches())
+                write_trained("phase3", model, model.header(), curve, metrics)
+                for level, values in metrics.items():
+                    # In whole latents: the flat rivals train again only when the HSAE's sparsity really changes.
+                    write_json(Path(f"models/l0/{level}.json"), {"l0": max(round(values["l0"]), 1)})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Kills trainings at random, again and again, and looks whether each ends as one that was let alone.
 
-python -m tests.torture KILLS RESULT
+python -m tests.torture KILLS RESULT [PROCESSES]
 
 All is done on a copy of the project with tiny parameters, whose checkpoints are a moment apart. A kill hits the process
 of a stage, or `dvc repro`, whose stage must die with it; a SIGINT to dvc goes to both, as Ctrl-C in a terminal does.
+With several processes, which train autoencoders together, every other kill is a SIGKILL to one of these alone: then the
+others must end too, with one line that says so.
 """
 
 import hashlib
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ STAGES = {
     "control@random_decoder": ["random_decoder"],
     "flat_baseline@jumprelu": ["jumprelu", "jumprelu", "1"],
 }
+SHARED = ("phase1", "phase2", "phase3", "flat_baseline@relu_l1", "flat_baseline@batchtopk", "flat_baseline@jumprelu")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LONGER = {  # so that training is half of a stage's time; the other half is imports, mostly
     "train_transformer": {"steps": 800, "dropout": 0.1},
@@ -41,6 +45,7 @@ LONGER = {  # so that training is half of a stage's time; the other half is impo
     "phase3": {"epochs": 60},
     "control": {"epochs_share": 0.5},
 }
+LOST = re.compile(r"(?m)^error: .* process \d of 0 to \d was lost \(SIGKILL\): run it again, and it goes on")
 GOING_ON = re.compile(r"going on from step \d+")
 
 
@@ -93,13 +98,18 @@ def processes(project: Project, module: str) -> list[int]:
 class Torture:
     """A project in which every stage has run once, and what its outputs were."""
 
-    def __init__(self, project: Project, draw: random.Random):
-        self.project, self.draw = project, draw
-        project.set_params(LONGER)
+    def __init__(self, project: Project, draw: random.Random, n: int):
+        self.project, self.draw, self.n = project, draw, n
+        project.set_params({**LONGER, "processes": n})
         make_frequent(project)
         project.run("dvc", "repro", *STAGES)
         self.expected = self.digests()
-        self.seconds = {name: self._time(name) for name in STAGES}
+        self.seconds = {name: self._time(name) for name in self.stages}
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages to be killed."""
+        return list(STAGES if self.n == 1 else SHARED)
 
     def digests(self) -> dict[str, str]:
         """sha256 of all outputs."""
@@ -113,7 +123,12 @@ class Torture:
             pids = self._wait_for_the_stage(module, process)
             time.sleep(self.draw.uniform(0.2, 1.0) * self.seconds[name])
             hit = process.poll() is None
-            if victim == "stage":
+            pids += processes(self.project, module)
+            ranks = sorted(set(pids) - {process.pid})
+            if victim == "rank" and ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(self.draw.choice(ranks), number)
+            elif victim != "dvc":
                 process.send_signal(number)
             elif number == signal.SIGINT:
                 os.killpg(process.pid, number)
@@ -129,6 +144,7 @@ class Torture:
             "hit": hit and process.returncode != 0,
             "resumed": bool(GOING_ON.search(again.stdout)),
             "traceback": "Traceback" in said,
+            "unclear": bool(victim == "rank" and ranks and process.returncode and len(LOST.findall(said)) != 1),
             "orphans": orphans,
             "failed": again.returncode != 0,
             "mismatches": [path for path, digest in self.digests().items() if self.expected.get(path) != digest]
@@ -181,7 +197,8 @@ def summarize(rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
         "by_stage": Counter(row["stage"] for row in hits),
         "by_signal": Counter(f"{row['signal']} to {row['victim']}" for row in hits),
         "resumed_from_a_checkpoint": sum(row["resumed"] for row in hits),
-        "with_traceback": sum(row["traceback"] and row["victim"] == "stage" for row in hits),
+        "with_traceback": sum(row["traceback"] and row["victim"] != "dvc" for row in hits),
+        "unclear_ends": sum(row["unclear"] for row in rows),
         "failed_again": sum(row["failed"] for row in rows),
         "orphans": sum(row["orphans"] for row in rows),
         "mismatches": sum(bool(row["mismatches"]) for row in rows),
@@ -189,22 +206,25 @@ def summarize(rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     }
 
 
-def main(kills: str, result: str) -> None:
+def main(kills: str, result: str, n: str = "1") -> None:
     """Kill, compare, write; exit status 1 if anything was not as it should be."""
     before = time.monotonic()
     draw = random.Random(time.time_ns())
     with tempfile.TemporaryDirectory() as folder:
-        torture = Torture(Project.create(Path(folder) / "project", Path(folder) / "site"), draw)
+        torture = Torture(Project.create(Path(folder) / "project", Path(folder) / "site"), draw, int(n))
         print(f"set up in {time.monotonic() - before:.0f} s", flush=True)
         rows = []
         for i in range(int(kills)):
-            name = list(STAGES)[i % len(STAGES)]
-            rows.append(torture.kill(name, draw.choice(SIGNALS), draw.choice(["stage", "dvc"])))
+            name = torture.stages[i % len(torture.stages)]
+            number, victim = draw.choice(SIGNALS), draw.choice(["stage", "dvc"])
+            if torture.n > 1 and draw.random() < 0.5:
+                number, victim = signal.SIGKILL, "rank"
+            rows.append(torture.kill(name, number, victim))
             print(i + 1, {key: value for key, value in rows[-1].items() if value}, flush=True)
     found = summarize(rows, time.monotonic() - before)
     print(found)
     write_json(Path(result), found)
-    bad = [row for row in rows if row["failed"] or row["orphans"] or row["mismatches"]]
+    bad = [row for row in rows if row["failed"] or row["orphans"] or row["mismatches"] or row["unclear"]]
     sys.exit(f"error: {len(bad)} of {len(rows)} runs are not as they should be: {bad[0]}" if bad else 0)
 
 
