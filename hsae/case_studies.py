@@ -4,6 +4,7 @@ Everything follows from the run's own data, so that another run gives its own ca
 them: a selection of successes shows nothing (Makelov et al. 2024 and others on interpretability illusions).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -62,14 +63,14 @@ class Material:
     """What cases are made of: what is known of all level-2 latents, their activations on a text, and the text.
 
     evidence: tables of the other stages. acts: (token, latent). raised: nats by which each latent raises every next
-    character of `alphabet`. fdr: at which a child tells of its parent.
+    character of `vocabulary`. fdr: at which a child tells of its parent.
     """
 
     evidence: Evidence
     acts: csc_array
     text: str
     raised: Float[ndarray, "latent vocab"]
-    alphabet: str
+    vocabulary: Sequence[str]
     fdr: float
 
     @cached_property
@@ -152,7 +153,7 @@ def case(material: Material, latent: int, config: CaseConfig, seed: int) -> dict
 
 def frames(material: Material, latent: int, config: CaseConfig) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """What `feature_plots.case` shows of a latent: characters that it raises and lowers, children, percentiles."""
-    up, down = strongest(material.raised[latent], material.alphabet, config.characters)
+    up, down = strongest(material.raised[latent], material.vocabulary, config.characters)
     raised = pd.DataFrame([*up, *down[::-1]], columns=["character", "nats"])
     raised["character"] = raised["character"].map(lambda character: {" ": "␣"}.get(character, visible(character)))
     measures = {

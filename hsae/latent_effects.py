@@ -5,6 +5,7 @@ ablation of the latent, as in Marks et al. 2024, arXiv 2403.19647), and the dist
 compared where it was. The null removes as much in a random direction instead.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from hsae.activations import Store
 from hsae.causal import Basis
+from hsae.causal_lm import CausalLM
 from hsae.config import check_positive
-from hsae.gpt import GPT
 from hsae.progress import Progress
 from hsae.statistics import bootstrap_interval
 
@@ -51,7 +52,7 @@ class Effects:
 
 
 @torch.no_grad()
-def effects(model: GPT, store: Store, basis: Basis, config: EffectsConfig, name: str, seed: int) -> Effects:
+def effects(model: CausalLM, store: Store, basis: Basis, config: EffectsConfig, name: str, seed: int) -> Effects:
     """Remove every latent of `basis`, one at a time, in contexts of `store` that are drawn among those it is active in.
 
     Contexts are the first `config.contexts` (or all that there are).
@@ -111,10 +112,12 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
     return result
 
 
-def strongest(raised: Float[ndarray, " vocab"], alphabet: str, n: int) -> tuple[list[list[Any]], list[list[Any]]]:
+def strongest(
+    raised: Float[ndarray, " vocab"], vocabulary: Sequence[str], n: int
+) -> tuple[list[list[Any]], list[list[Any]]]:
     """The `n` characters whose log probability a latent raises most, and lowers most, each with the change in nats."""
     order = np.argsort(-raised, kind="stable").tolist()
-    listed = [[alphabet[i], round(float(raised[i]), 3)] for i in order]
+    listed = [[vocabulary[i], round(float(raised[i]), 3)] for i in order]
     n_up, n_down = min(int((raised > 0).sum()), n), min(int((raised < 0).sum()), n)
     return listed[:n_up], listed[::-1][:n_down]
 

@@ -43,8 +43,8 @@ def main(flat: str) -> None:
             projections, np.quantile(densities[densities > 0], np.linspace(0, 1, RANDOM))
         )
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
-        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
-        text = "".join(alphabet[token] for token in tokens[store.activations.offsets[:n].long()].tolist())
+        vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
+        text = "".join(vocabulary[token] for token in tokens[store.activations.offsets[:n].long()].tolist())
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         edges = pd.read_csv(stage.input("plots/edges.csv"))
         write_text(Path("data/study/trials.json"), trials.dumps(design.build(arms, edges, text, config, corpus)))
