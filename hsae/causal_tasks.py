@@ -81,7 +81,7 @@ class Task:
         return [
             {
                 "offset": end - len(clean) + 1,
-                "prompt": "".join(vocabulary[token] for token in clean),
+                "prompt": "".join(vocabulary[int(token)] for token in clean),
                 "position": position,
                 "replacement": vocabulary[corrupt[position]],
             }

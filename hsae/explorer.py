@@ -179,7 +179,7 @@ def content(
                 {
                     **values,
                     "mass": _short(mass[latent]),
-                    "rule": rule if isinstance(rule, str) else None,
+                    "rule": " | ".join(json.loads(rule)) if isinstance(rule, str) else None,
                     "f1": _short(row["proxy_f1"]),
                     "f1_null": _short(row["proxy_f1_null"]),
                     "recurs": _short(row["cosine"]),

@@ -6,6 +6,7 @@ on another. The simulated rater knows the rule and nothing else, and looks for t
 which does not activate the latent (Chang et al. 2009, Reading Tea Leaves; chance .2).
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,7 @@ def ngram_codes(
     a number that is too long.
     """
     most = int(63 / np.log2(max(n_vocab, 2)))  # digits of a number of 63 bits
-    check("longest", longest, f"at most {most} for an vocabulary of {n_vocab} characters", longest <= most)
+    check("longest", longest, f"at most {most} for a vocabulary of {n_vocab} tokens", longest <= most)
     characters, found = tokens.astype(np.int64), {}
     code = np.zeros(len(offsets), dtype=np.int64)
     for length in range(1, longest + 1):
@@ -169,7 +170,7 @@ def score(fit: Part, test: Part, config: ProxyConfig, vocabulary: Sequence[str],
                 "proxy_f1": f1(fires, acts != 0),
                 "proxy_f1_null": f1(by_chance[latent].fires(test.codes), acts != 0),
                 "proxy_intruder": intruder_accuracy(acts, fires, config.snippet_chars, config.trials, rng),
-                "rule": " | ".join(text_of(code, rule.length, vocabulary) for code in rule.ngrams),
+                "rule": json.dumps([text_of(code, rule.length, vocabulary) for code in rule.ngrams]),
             }
         )
     columns = ["latent", "density", "length", "proxy_f1", "proxy_f1_null", "proxy_intruder", "rule"]

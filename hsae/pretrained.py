@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -205,7 +206,7 @@ def _reading(config: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # gguf has a progress bar of its own
             yield place, options | {"local_files_only": not config.download}
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         hint = "" if config.download else "; nothing is downloaded unless `model.download` is true"
         raise ValueError(f"cannot read the model {config.name}: {' '.join(str(error).split())[:200]}{hint}") from error
 

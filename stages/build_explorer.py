@@ -36,12 +36,13 @@ def main() -> None:
             directions = basis.directions.double().cpu().numpy()
             known[level] = explorer.latents(acts[level], directions, characters, vocabulary, config)
             snippets[level] = explorer.snippets(acts[level], config, seed)
+        text = [vocabulary[token] for token in characters.tolist()]
         of_levels = {level: raised[f"level{level}"].double().numpy() for level in acts}
         content = {
             "title": f"HSAE explorer: {corpus}",
             "corpus": corpus,
             "facts": explorer.facts(evaluation),
-            "text": "".join(vocabulary[token] for token in characters.tolist()),
+            "text": "".join(text) if max(map(len, text)) == 1 else text,
             "width": config.snippet_chars,
             "strongest": config.strongest,
             "levels": explorer.content(evidence, acts, known, of_levels, explorer.labels(study), vocabulary, config),

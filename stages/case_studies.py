@@ -32,7 +32,7 @@ def main() -> None:
         raised = read_tensors(stage.input("data/latent_effects.safetensors"))[0]["level2"].double().numpy()
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         acts = csc_array(sparse_acts(basis.encode, store.batches()))
-        text = "".join(vocabulary[token] for token in tokens.tolist())
+        text = [vocabulary[token] for token in tokens.tolist()]
         material = Material(read_evidence(stage), acts, text, raised, vocabulary, fdr)
 
         latents = case_studies.select(material.found, basis.directions.double().cpu().numpy(), config.cases)

@@ -24,7 +24,7 @@ EVIDENCE = Evidence(
     proxies=pd.DataFrame(
         {
             "latent": [3, 4, 0], "length": [2, 1, 1], "proxy_f1": [0.9, 0.5, 0.4], "proxy_f1_null": [0.1, 0.1, 0.05],
-            "rule": ["th", "<", "T"], "method": ["HSAE level1", "HSAE level1", "HSAE level2"],
+            "rule": ['["th"]', '["<"]', '["T"]'], "method": ["HSAE level1", "HSAE level1", "HSAE level2"],
         }
     ),
     information=pd.DataFrame({"parent": [0, 1], "child": [3, 6], "u": [0.25, 0.5], "q": [0.001, 0.5]}),

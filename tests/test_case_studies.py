@@ -6,7 +6,7 @@ import pytest
 from scipy.sparse import csc_array
 
 from hsae import case_page, case_studies, feature_plots
-from hsae.case_studies import CRITERIA, CaseConfig, Material, criteria, examples, fires, ngrams, select
+from hsae.case_studies import CRITERIA, CaseConfig, Material, criteria, examples, fires, select
 from tests.explorer import ALPHABET, EVIDENCE, TEXT, activations
 
 CONFIG = CaseConfig(
@@ -79,14 +79,10 @@ def test_where_all_are_chosen_none_is_left_to_fail():
     assert chosen(np.eye(5), 5) == [1, 0, 2, 3, 4]
 
 
-def test_rules_are_read_by_the_length_of_their_n_grams():
-    assert ngrams(" | ".join(["ab", " |", "cd"]), 2) == ["ab", " |", "cd"]
-    assert ngrams("|", 1) == ["|"]
-
-
 def test_a_rule_fires_where_an_n_gram_ends():
     assert np.flatnonzero(fires("aaab", ["aa", "ab"])).tolist() == [1, 2, 3]
     assert not fires("aaab", []).any()
+    assert np.flatnonzero(fires(["a", "aab", "ab"], ["aa", "b", "abab"])).tolist() == [1, 2]
 
 
 def test_examples_and_counter_examples():

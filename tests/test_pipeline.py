@@ -61,6 +61,7 @@ def test_every_stage_module_stands_in_the_pipeline():
         "evidence",
         "files",
         "trained",
+        "transformer",
     }
     assert modules == set(STAGES)
 
