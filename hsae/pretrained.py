@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # importing it takes two seconds, for which our own transform
     from transformers import PreTrainedModel
 
 PACKAGE = "package:"
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 CLOSE = 1e-3  # logits of a model that is resumed in its middle, against those of the whole one
 
 
@@ -170,10 +171,11 @@ def tokenize(config: ModelConfig, text: str) -> tuple[Int[Tensor, " token"], lis
 
     A token that is not a whole character stands for U+FFFD. Raises ValueError for a tokenizer that cannot be found.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
     with _reading(config) as (place, options):
         tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, **options)
+        n_vocab = AutoConfig.from_pretrained(place, **options).get_text_config().vocab_size
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"the tokenizer of {config.name} is not supported: it does not say where its tokens begin.")
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -182,6 +184,7 @@ def tokenize(config: ModelConfig, text: str) -> tuple[Int[Tensor, " token"], lis
     pairs = [[before, i] for i in range(len(tokenizer))]
     alone = str(tokenizer.decode([before]))
     pieces = [piece.removeprefix(alone) for piece in tokenizer.batch_decode(pairs, clean_up_tokenization_spaces=False)]
+    pieces += [UNKNOWN] * (n_vocab - len(pieces))  # logits that no token has
     return torch.tensor(found["input_ids"], dtype=torch.int32), [start for start, _ in found["offset_mapping"]], pieces
 
 
