@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 
 from hsae.config import check, check_positive
 from hsae.evidence import Evidence
@@ -63,14 +63,14 @@ class CaseConfig:
 class Material:
     """What cases are made of: what is known of all level-2 latents, their activations on a text, and its tokens.
 
-    evidence: tables of the other stages. acts: (token, latent). raised: nats by which each latent raises every next
+    evidence: tables of the other stages. acts: (token, latent). raised: nats by which each latent raises next
     character of `vocabulary`. fdr: at which a child tells of its parent.
     """
 
     evidence: Evidence
     acts: csc_array
     text: Sequence[str]
-    raised: Float[ndarray, "latent vocab"]
+    raised: csr_array  # (latent, vocab)
     vocabulary: Sequence[str]
     fdr: float
 
@@ -154,7 +154,7 @@ def case(material: Material, latent: int, config: CaseConfig, seed: int) -> dict
 
 def frames(material: Material, latent: int, config: CaseConfig) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """What `feature_plots.case` shows of a latent: characters that it raises and lowers, children, percentiles."""
-    up, down = strongest(material.raised[latent], material.vocabulary, config.characters)
+    up, down = strongest(material.raised, latent, material.vocabulary, config.characters)
     raised = pd.DataFrame([*up, *down[::-1]], columns=["character", "nats"])
     raised["character"] = raised["character"].map(lambda character: {" ": "␣"}.get(character, visible(character)))
     measures = {

@@ -151,7 +151,7 @@ def content(
     evidence: Evidence,
     acts: dict[int, csc_array],
     known: dict[int, list[dict[str, Any]]],
-    raised: dict[int, Float[ndarray, "latent vocab"]],
+    raised: dict[int, csr_array],
     labels: dict[int, dict[int, list[str]]],
     vocabulary: Sequence[str],
     config: ExplorerConfig,
@@ -173,7 +173,7 @@ def content(
         mass = np.asarray(acts[level].sum(0), dtype=float).ravel()
         found[level] = []
         for latent, (row, values) in enumerate(zip(table, own, strict=True)):
-            up, down = strongest(raised[level][latent], vocabulary, config.characters)
+            up, down = strongest(raised[level], latent, vocabulary, config.characters)
             rule = row["rule"]
             found[level].append(
                 {

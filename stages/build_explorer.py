@@ -11,6 +11,7 @@ from hsae.explorer import ExplorerConfig
 from hsae.files import read_json, read_tensors, write_text
 from stages.evidence import read_evidence
 from stages.files import read_store
+from stages.raised import read_raised
 from stages.trained import read_hsae
 
 
@@ -24,7 +25,6 @@ def main() -> None:
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         n = min(config.tokens, len(store)) // store.context * store.context
         characters = tokens[store.activations.offsets[:n].long()].long().numpy()
-        raised = read_tensors(stage.input("data/latent_effects.safetensors"))[0]
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         evaluation = read_json(stage.input("metrics/hsae.json"))
         evidence, study = read_evidence(stage), read_json(stage.input("metrics/study.json"))
@@ -37,7 +37,7 @@ def main() -> None:
             known[level] = explorer.latents(acts[level], directions, characters, vocabulary, config)
             snippets[level] = explorer.snippets(acts[level], config, seed)
         text = [vocabulary[token] for token in characters.tolist()]
-        of_levels = {level: raised[f"level{level}"].double().numpy() for level in acts}
+        of_levels = {level: read_raised(stage, level) for level in acts}
         content = {
             "title": f"HSAE explorer: {corpus}",
             "corpus": corpus,

@@ -13,6 +13,7 @@ from hsae.files import read_json, read_tensors, write_figure, write_json, write_
 from hsae.shared_information import InformationConfig
 from stages.evidence import read_evidence
 from stages.files import read_store
+from stages.raised import read_raised
 from stages.trained import read_hsae
 from stages.transformer import read_transformer
 
@@ -29,7 +30,7 @@ def main() -> None:
         basis, store = causal.hsae_bases(read_hsae(stage, device))["level2"], read_store(stage, "test", device)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"][store.activations.offsets.long()]
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
-        raised = read_tensors(stage.input("data/latent_effects.safetensors"))[0]["level2"].double().numpy()
+        raised = read_raised(stage, 2)
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         acts = csc_array(sparse_acts(basis.encode, store.batches()))
         text = [vocabulary[token] for token in tokens.tolist()]

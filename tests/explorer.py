@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 
 from hsae import explorer
 from hsae.evidence import Evidence
@@ -53,7 +53,7 @@ def made() -> str:
         level: explorer.latents(own, rng.normal(size=(SIZES[level], 6)), characters, ALPHABET, CONFIG)
         for level, own in acts.items()
     }
-    raised = {level: rng.normal(size=(n, len(ALPHABET))) for level, n in SIZES.items()}
+    raised = {level: csr_array(rng.normal(size=(n, len(ALPHABET)))) for level, n in SIZES.items()}
     labels = {1: {3: ["<b>the</b>"]}}
     content = {
         "title": "Explorer: a <test>", "corpus": "a test", "facts": [("latents", "16")], "text": TEXT,

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 
 from hsae import case_page, case_studies, feature_plots
 from hsae.case_studies import CRITERIA, CaseConfig, Material, criteria, examples, fires, select
@@ -16,7 +16,7 @@ CONFIG = CaseConfig(
 
 @pytest.fixture
 def material() -> Material:
-    raised = np.random.default_rng(0).normal(size=(4, len(ALPHABET)))
+    raised = csr_array(np.random.default_rng(0).normal(size=(4, len(ALPHABET))))
     return Material(EVIDENCE, activations(len(TEXT), 4, 2), TEXT, raised, ALPHABET, fdr=0.01)
 
 
@@ -171,6 +171,6 @@ def test_a_piece_of_code_is_inert(text: str):
 
 
 def test_the_activity_of_nothing_is_survived():
-    material = Material(EVIDENCE, csc_array((len(TEXT), 4)), TEXT, np.full((4, 5), np.nan), "abcde", fdr=0.01)
+    material = Material(EVIDENCE, csc_array((len(TEXT), 4)), TEXT, csr_array((4, 5)), "abcde", fdr=0.01)
     assert case_studies.case(material, 1, CONFIG, seed=0)["examples"]["strongest"] == []
     assert case_studies.summarize(material.found, [])["latents"] == 4

@@ -60,6 +60,7 @@ def test_every_stage_module_stands_in_the_pipeline():
         "clusters",
         "evidence",
         "files",
+        "raised",
         "trained",
         "transformer",
     }
