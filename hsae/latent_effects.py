@@ -124,8 +124,9 @@ def strongest(
 ) -> tuple[list[list[Any]], list[list[Any]]]:
     """The `n` tokens whose log probability a latent raises most, and lowers most, each with the change in nats."""
     row = slice(raised.indptr[latent], raised.indptr[latent + 1])
-    pairs = sorted(zip(-raised.data[row], raised.indices[row].tolist(), strict=True))
-    listed = [[vocabulary[token], round(-float(lowered), 3)] for lowered, token in pairs if lowered]
+    nats, tokens = np.array(raised.data[row], dtype=float), np.array(raised.indices[row])
+    order = np.lexsort((tokens, -nats))
+    listed = [[vocabulary[int(tokens[i])], round(float(nats[i]), 3)] for i in order]
     return [pair for pair in listed[:n] if pair[1] > 0], [pair for pair in listed[::-1][:n] if pair[1] < 0]
 
 

@@ -15,7 +15,7 @@ FILE = "data/latent_effects.safetensors"
 def write_raised(raised: dict[str, csr_array]) -> None:
     """One matrix for each level."""
     tensors = {f"{name}.{part}": torch.from_numpy(getattr(own, part)) for name, own in raised.items() for part in PARTS}
-    shapes = {name: list(own.shape) for name, own in raised.items()}
+    shapes = {name: list(own.shape or ()) for name, own in raised.items()}
     write_tensors(Path(FILE), tensors, shapes)
 
 
