@@ -4,6 +4,8 @@ Everything follows from the run's own data, so that another run gives its own ca
 them: a selection of successes shows nothing (Makelov et al. 2024 and others on interpretability illusions).
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 
 from hsae.config import check, check_positive
 from hsae.evidence import Evidence
@@ -59,17 +61,17 @@ class CaseConfig:
 
 @dataclass(frozen=True)
 class Material:
-    """What cases are made of: what is known of all level-2 latents, their activations on a text, and the text.
+    """What cases are made of: what is known of all level-2 latents, their activations on a text, and its tokens.
 
-    evidence: tables of the other stages. acts: (token, latent). raised: nats by which each latent raises every next
-    character of `alphabet`. fdr: at which a child tells of its parent.
+    evidence: tables of the other stages. acts: (token, latent). raised: nats by which each latent raises next
+    character of `vocabulary`. fdr: at which a child tells of its parent.
     """
 
     evidence: Evidence
     acts: csc_array
-    text: str
-    raised: Float[ndarray, "latent vocab"]
-    alphabet: str
+    text: Sequence[str]
+    raised: csr_array  # (latent, vocab)
+    vocabulary: Sequence[str]
     fdr: float
 
     @cached_property
@@ -152,7 +154,7 @@ def case(material: Material, latent: int, config: CaseConfig, seed: int) -> dict
 
 def frames(material: Material, latent: int, config: CaseConfig) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """What `feature_plots.case` shows of a latent: characters that it raises and lowers, children, percentiles."""
-    up, down = strongest(material.raised[latent], material.alphabet, config.characters)
+    up, down = strongest(material.raised, latent, material.vocabulary, config.characters)
     raised = pd.DataFrame([*up, *down[::-1]], columns=["character", "nats"])
     raised["character"] = raised["character"].map(lambda character: {" ": "␣"}.get(character, visible(character)))
     measures = {
@@ -166,25 +168,25 @@ def frames(material: Material, latent: int, config: CaseConfig) -> tuple[pd.Data
     return raised, material.children(latent, config.children), pd.DataFrame(standing, columns=["measure", "percentile"])
 
 
-def ngrams(rule: str, length: int) -> list[str]:
-    """The n-grams of a rule as it is written in a table."""
-    step = length + len(" | ")
-    return [rule[start : start + length] for start in range(0, len(rule), step)]
-
-
-def fires(text: str, rule: list[str]) -> Bool[ndarray, " token"]:
-    """Where the text ends in one of the n-grams."""
-    on = np.zeros(len(text), dtype=bool)
+def fires(text: Sequence[str], rule: list[str]) -> Bool[ndarray, " token"]:
+    """The tokens of a text with which it ends in one of the n-grams."""
+    string, on = "".join(text), np.zeros(len(text), dtype=bool)
+    ends = np.cumsum([len(token) for token in text])
     for ngram in filter(None, rule):
-        at = text.find(ngram)
+        at = string.find(ngram)
         while at >= 0:
-            on[at + len(ngram) - 1] = True
-            at = text.find(ngram, at + 1)
+            token = np.searchsorted(ends, at + len(ngram))
+            on[token] |= ends[token] == at + len(ngram)
+            at = string.find(ngram, at + 1)
     return on
 
 
 def examples(
-    acts: Float[ndarray, " token"], predicted: Bool[ndarray, " token"], text: str, config: CaseConfig, seed: int
+    acts: Float[ndarray, " token"],
+    predicted: Bool[ndarray, " token"],
+    text: Sequence[str],
+    config: CaseConfig,
+    seed: int,
 ) -> dict[str, list[str]]:
     """Snippets in which characters with activity stand between ⟦ and ⟧.
 
@@ -295,10 +297,10 @@ def _judged(question: str, value: float, good: bool, found: str, *numbers: float
 
 
 def _rule(row: dict[str, Any]) -> list[str]:
-    return ngrams(row["rule"], int(row["length"])) if isinstance(row["rule"], str) else []
+    return json.loads(row["rule"]) if isinstance(row["rule"], str) else []
 
 
-def _marked(text: str, on: Bool[ndarray, " token"], token: int, config: CaseConfig) -> str:
+def _marked(text: Sequence[str], on: Bool[ndarray, " token"], token: int, config: CaseConfig) -> str:
     width = min(config.snippet_chars, len(text))
     start = begin(token, width, len(text))
     marks = on[start : start + width].astype(int)

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from hsae.activations import Normalizer
+from hsae.causal_lm import CausalLM
 from hsae.causal_tasks import Task
-from hsae.gpt import GPT, Block
 from hsae.hierarchical import HierarchicalSAE
-from hsae.products import linear
 
 BATCH = 512  # prompts at a time
 Encode = Callable[[Float[Tensor, "*batch d_in"]], Float[Tensor, "*batch node"]]
@@ -42,7 +40,7 @@ class Basis:
 class Tracer:
     """A transformer whose residual stream after block `layer` is taken apart and put together again."""
 
-    model: GPT
+    model: CausalLM
     layer: int
     normalizer: Normalizer
 
@@ -50,40 +48,19 @@ class Tracer:
         self, tokens: Int[Tensor, "prompt pos"], layer: int | None = None
     ) -> Float[Tensor, "prompt pos d_model"]:
         """Residual stream after a block, `layer` if none is named (-1: the embeddings)."""
-        at, device = self.layer if layer is None else layer, self.model.token_embedding.weight.device
+        at, device = self.layer if layer is None else layer, next(self.model.parameters()).device
         return torch.cat([self.model.residual(part.to(device), at) for part in tokens.split(BATCH)])
 
     def last_logits(
         self, stream: Float[Tensor, "prompt pos d_model"], layer: int | None = None
     ) -> Float[Tensor, "prompt vocab"]:
-        """Logits after the last character, given the stream after block `layer`.
-
-        The last block works at that position alone: the others would be computed for nothing.
-        """
-        blocks = self.model.blocks[(self.layer if layer is None else layer) + 1 :]
-        if not len(blocks):
-            return self._head(stream[:, -1])
-        for block in blocks[:-1]:
-            stream = block(stream)
-        block = blocks[-1]
-        assert isinstance(block, Block)
-        x = stream[:, -1:]
-        q, k, v = (
-            part.unflatten(-1, (block.attn.n_head, -1)).transpose(1, 2)
-            for part in block.attn.qkv(block.ln_attn(stream)).chunk(3, dim=-1)
-        )
-        mixed = F.scaled_dot_product_attention(q[:, :, -1:], k, v)
-        x = x + block.attn.proj(mixed.transpose(1, 2).flatten(-2))
-        x = x + block.down(F.gelu(block.up(block.ln_mlp(x))))
-        return self._head(x[:, 0])
+        """Logits after the last token, given the stream after block `layer`."""
+        return self.model.last_logits(stream, self.layer if layer is None else layer)
 
     @torch.no_grad()
     def answer(self, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt vocab"]:
         """Logits after the last character of each prompt."""
         return torch.cat([self.last_logits(self.stream(part)) for part in tokens.split(BATCH)])
-
-    def _head(self, x: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt vocab"]:
-        return linear(self.model.ln_final(x), self.model.token_embedding.weight)
 
 
 @dataclass(frozen=True)
@@ -232,14 +209,14 @@ def restoration_map(runs: Runs, distance: int) -> Float[Tensor, "layer distance 
     """
     tracer, task = runs.tracer, runs.task
     effects = []
-    for layer in range(-1, len(tracer.model.blocks)):
+    for layer in range(-1, tracer.model.n_layer):
         clean, corrupt = tracer.stream(task.clean, layer), tracer.stream(task.corrupt, layer)
         for back in range(1, distance + 1):
             patched = corrupt.clone()
             patched[:, -back] = clean[:, -back]
             odds = [task.metric(tracer.last_logits(rows, layer)) for rows in patched.split(BATCH)]
             effects.append(torch.cat(odds) - runs.m_corrupt)
-    return torch.stack(effects).view(len(tracer.model.blocks) + 1, distance, len(runs))
+    return torch.stack(effects).view(tracer.model.n_layer + 1, distance, len(runs))
 
 
 def _by_rows(encode: Callable[[Tensor], Tensor], x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch node"]:

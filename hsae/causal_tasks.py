@@ -4,7 +4,7 @@ A pair is a piece of the corpus and the same piece with one character replaced, 
 should come next. No prompt is written by hand: rules say where in a text such a character stands.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from numpy import ndarray
 from torch import Tensor
 
-from hsae.labels import MARKUP, as_string, context_labels, spans, taxonomy
+from hsae.labels import MARKUP, TokenText, context_labels, spans, taxonomy
 
 SENTENCE_ENDS = ".!?"
 BRACKETS = {"round": "()", "square": "[]", "curly": "{}"}
@@ -75,15 +75,15 @@ class Task:
         rows = {name: getattr(self, name)[index] for name in ("clean", "corrupt", "changed", "ends")}
         return Task(self.targets, self.foils, **rows)
 
-    def records(self, alphabet: str) -> list[dict[str, Any]]:
+    def records(self, vocabulary: Sequence[str]) -> list[dict[str, Any]]:
         """The pairs as JSON holds them: offset of the prompt's first character, its text, what is replaced by what."""
         rows = zip(self.clean.tolist(), self.corrupt.tolist(), self.changed.tolist(), self.ends.tolist(), strict=True)
         return [
             {
                 "offset": end - len(clean) + 1,
-                "prompt": "".join(alphabet[token] for token in clean),
+                "prompt": "".join(vocabulary[int(token)] for token in clean),
                 "position": position,
-                "replacement": alphabet[corrupt[position]],
+                "replacement": vocabulary[corrupt[position]],
             }
             for clean, corrupt, position, end in rows
         ]
@@ -106,7 +106,7 @@ class Kept:
     kept: int
 
 
-def rules(tokens: Integer[ndarray, " corpus"], alphabet: str, train_end: int) -> list[Rule]:
+def rules(tokens: Integer[ndarray, " corpus"], vocabulary: Sequence[str], train_end: int) -> list[Rule]:
     """All tasks that the corpus supports, whether or not the model does.
 
     sentence_case: upper or lower case after a full stop (comma). speaker_colon: the colon after a name that follows an
@@ -117,7 +117,7 @@ def rules(tokens: Integer[ndarray, " corpus"], alphabet: str, train_end: int) ->
     blank instead).
     """
     characters = tokens.astype(int)
-    text = _Text(characters, alphabet)
+    text = _Text(characters, vocabulary)
     prefixes = _Prefixes.count(text, train_end)
     found = [
         _sentence_case(text), _speaker_colon(text), _speaker_case(text), *_brackets(text),
@@ -170,13 +170,13 @@ def keep(
     )
 
 
-def records(tasks: dict[str, dict[str, Task]], alphabet: str) -> dict[str, Any]:
-    """task -> targets (the characters that should follow) and, split by split, the pairs, as JSON holds them."""
+def records(tasks: dict[str, dict[str, Task]], vocabulary: Sequence[str]) -> dict[str, Any]:
+    """task -> targets (the tokens that should follow) and, split by split, the pairs, as JSON holds them."""
     found: dict[str, Any] = {}
     for name, splits in tasks.items():
         targets = next(iter(splits.values())).targets.tolist()
-        characters = "".join(c for c, own in zip(alphabet, targets, strict=True) if own)
-        found[name] = {"targets": characters, **{split: task.records(alphabet) for split, task in splits.items()}}
+        following = [token for token, own in zip(vocabulary, targets, strict=True) if own]
+        found[name] = {"targets": following, **{split: task.records(vocabulary) for split, task in splits.items()}}
     return found
 
 
@@ -188,30 +188,32 @@ def report(kept: dict[str, dict[str, Kept]]) -> dict[str, Any]:
 class _Text:
     """The corpus, and the classes of its characters."""
 
-    def __init__(self, characters: Int[ndarray, " n"], alphabet: str):
-        kinds = taxonomy(alphabet)
-        self.characters, self.alphabet = characters, alphabet
-        self.is_upper = np.array([c.isupper() for c in alphabet])
-        self.is_lower = np.array([c.islower() for c in alphabet])
+    def __init__(self, characters: Int[ndarray, " n"], vocabulary: Sequence[str]):
+        kinds = taxonomy(vocabulary)
+        self.characters, self.vocabulary = characters, vocabulary
+        self.index = {token: i for i, token in reversed([*enumerate(vocabulary)])}  # of equal ones, the first
+        first = [token.strip()[:1] for token in vocabulary]
+        self.is_upper, self.is_lower = np.array([c.isupper() for c in first]), np.array([c.islower() for c in first])
+        self.has_blank = np.array([len(token) > 1 and token[0] == " " for token in vocabulary])
         letter = (kinds["kind"] == "letter").to_numpy()
         sorts = {sort: (kinds["sort"] == sort).to_numpy() for sort in ("vowel", "consonant")}
         self.classes = {"letter": letter, "other": ~letter, **sorts}
         self.letter = letter[characters]
-        self.speaker = context_labels(characters, alphabet)["speaker_line"].astype(bool)
+        self.speaker = context_labels(characters, vocabulary)["speaker_line"].astype(bool)
 
     def token(self, character: str) -> int:
-        """-1 where the alphabet does not have it."""
-        return self.alphabet.find(character)
+        """-1 where the vocabulary does not have it."""
+        return self.index.get(character, -1)
 
     def one(self, character: str) -> Bool[ndarray, " vocab"]:
-        return np.arange(len(self.alphabet)) == self.token(character)
+        return np.arange(len(self.vocabulary)) == self.token(character)
 
     def is_one_of(self, characters: str) -> Bool[ndarray, " n"]:
-        return np.array([c in characters for c in self.alphabet])[self.characters]
+        return np.array([c in set(characters) for c in self.vocabulary])[self.characters]
 
     def lower(self) -> Int[ndarray, " vocab"]:
         """Token of the small letter of each token; -1 without one."""
-        return np.array([self.token(c.lower()) if c.isupper() else -1 for c in self.alphabet])
+        return np.array([self.token(c.lower()) if c.isupper() else -1 for c in self.vocabulary])
 
 
 def _shifted(values: ndarray, by: int) -> ndarray:
@@ -236,6 +238,9 @@ def _sentence_case(text: _Text) -> Rule | None:
     if comma < 0:
         return None
     mark, blank = text.is_one_of(SENTENCE_ENDS), text.is_one_of(" ")
+    if text.has_blank.any():  # of the next token
+        ends = np.flatnonzero(mark & _shifted(text.letter, -1) & _shifted(text.has_blank[text.characters], 1))
+        return _rule("sentence_case", text.is_upper, text.is_lower, ends, ends, comma)
     ends = np.flatnonzero(blank & _shifted(mark, -1) & _shifted(text.letter, -2))
     return _rule("sentence_case", text.is_upper, text.is_lower, ends, ends - 1, comma)
 
@@ -285,11 +290,12 @@ def _q_u(text: _Text) -> Rule | None:
 
 
 def _markup_ends(text: _Text) -> list[Rule]:
-    blank, string, found = text.token(" "), as_string(text.characters, text.alphabet), []
+    blank, string, found = text.token(" "), TokenText.of(text.characters, text.vocabulary), []
     for kind, pattern in MARKUP.items():
-        starts, ends = spans(pattern, string)[:, :2].T
+        starts, ends = spans(pattern, string.string)[:, :2].T
         if blank >= 0 and len(ends):
-            target = text.one(string[ends[0] - 1])
+            starts, ends = string.tokens(starts), string.tokens(ends - 1) + 1
+            target = text.one(text.vocabulary[int(text.characters[ends[0] - 1])])
             found.append(_rule(f"{kind}_end", target, ~target, ends - 2, starts, blank))
     return found
 

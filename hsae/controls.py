@@ -21,13 +21,13 @@ from torch import Tensor
 
 from hsae import feature_clustering, graph, shared_information, variants
 from hsae.activations import Activations, Normalizer, Store, collect
+from hsae.causal_lm import CausalLM
 from hsae.checkpoint import NOWHERE, Checkpoints
 from hsae.config import check, check_positive
 from hsae.curriculum import phase3, stack, train_level2
 from hsae.dictionary import DictionaryConfig, LatentConfig
 from hsae.evaluation import evaluate
 from hsae.feature_clustering import FeatureClusteringConfig
-from hsae.gpt import GPT, GPTConfig
 from hsae.hierarchical import HierarchicalSAE, validate
 from hsae.latent_classes import Text
 from hsae.losses import Coefficients
@@ -141,13 +141,9 @@ def contexts(store: Store, n_tokens: int) -> Store:
     return replace(store, activations=Activations(**{name: values[kept] for name, values in vars(rows).items()}))
 
 
-def untrained(header: dict[str, Any], seed: int) -> GPT:
-    """The transformer that was saved with this header as it was before its first step, ready for inference."""
-    torch.manual_seed(seed)
-    return GPT(GPTConfig(**header["config"]), header["n_vocab"]).eval().requires_grad_(False)
-
-
-def of_transformer(model: GPT, train: Store, test: Store, tokens: Integer[Tensor, " corpus"]) -> tuple[Store, Store]:
+def of_transformer(
+    model: CausalLM, train: Store, test: Store, tokens: Integer[Tensor, " corpus"]
+) -> tuple[Store, Store]:
     """The stores as another transformer of the same shape would fill them, row by row, with its own normalisation."""
     device = train.activations.acts.device
     model = model.to(device)
@@ -211,7 +207,7 @@ def measure(
 
 
 def loss_recovered(
-    model: HierarchicalSAE, transformer: GPT, store: Store, tokens: Integer[Tensor, " corpus"]
+    model: HierarchicalSAE, transformer: CausalLM, store: Store, tokens: Integer[Tensor, " corpus"]
 ) -> dict[str, dict[str, float]]:
     """Share of the transformer's loss by zero and mean ablation that each level recovers (`evaluation.evaluate`).
 

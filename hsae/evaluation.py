@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hsae.activations import Store
-from hsae.gpt import GPT
+from hsae.causal_lm import CausalLM
 from hsae.language_model import next_token_loss
 from hsae.metrics import DictionaryTotals, recovered
 from hsae.progress import Progress
@@ -57,7 +57,7 @@ class _Method:
 
 @torch.no_grad()
 def evaluate(
-    model: GPT,
+    model: CausalLM,
     store: Store,
     tokens: Integer[Tensor, " corpus"],
     methods: dict[str, Callable[[Tensor], Reconstruction]],

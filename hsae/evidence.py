@@ -27,7 +27,7 @@ class Evidence:
     def latents(self, level: int, n: int) -> pd.DataFrame:
         """A row for each of the `n` latents of a level; nan where something is not known of it.
 
-        Columns: rule (n-grams of `length` characters each, " | " between them), proxy_f1, proxy_f1_null, cosine (with
+        Columns: rule (n-grams of `length` tokens each, as JSON), proxy_f1, proxy_f1_null, cosine (with
         its match in another seed), cosine_null (the 95th percentile for random directions), tokens, kl and kl_null (of
         its removal).
         """

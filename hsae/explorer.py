@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -111,17 +112,17 @@ def latents(
     acts: csc_array,
     directions: Float[ndarray, "latent d_in"],
     characters: Int[ndarray, " token"],
-    alphabet: str,
+    vocabulary: Sequence[str],
     config: ExplorerConfig,
 ) -> list[dict[str, Any]]:
     """What can be said of each latent of a level by itself and beside the others of its level.
 
     density, max, histogram (counts of its activations in bins from 0 to max), on (characters that hold the largest
     shares of its activation), near (latents by cosine of decoder directions), together (by phi of co-activation).
-    `characters`: index into the alphabet of each token.
+    `characters`: index into the vocabulary of each token.
     """
     n, n_latents = acts.shape  # pyright: ignore[reportGeneralTypeIssues]
-    one_hot = csr_array((np.ones(n), (np.arange(n), characters)), shape=(n, len(alphabet)))
+    one_hot = csr_array((np.ones(n), (np.arange(n), characters)), shape=(n, len(vocabulary)))
     mass = (acts.T @ one_hot).toarray()
     unit = directions / np.linalg.norm(directions, axis=1, keepdims=True).clip(min=1e-12)
     near = _nearest(unit @ unit.T, config.neighbours)
@@ -138,7 +139,7 @@ def latents(
                 "density": _short(len(values) / n),
                 "max": _short(largest),
                 "histogram": counts.tolist(),
-                "on": [[alphabet[i], _short(shares[i])] for i in top if shares[i] > 0],
+                "on": [[vocabulary[i], _short(shares[i])] for i in top if shares[i] > 0],
                 "near": near[latent],
                 "together": together[latent],
             }
@@ -150,9 +151,9 @@ def content(
     evidence: Evidence,
     acts: dict[int, csc_array],
     known: dict[int, list[dict[str, Any]]],
-    raised: dict[int, Float[ndarray, "latent vocab"]],
+    raised: dict[int, csr_array],
     labels: dict[int, dict[int, list[str]]],
-    alphabet: str,
+    vocabulary: Sequence[str],
     config: ExplorerConfig,
 ) -> dict[int, list[dict[str, Any]]]:
     """Level -> all that the page says of each latent: `latents` (here `known`) and what other stages found.
@@ -172,13 +173,13 @@ def content(
         mass = np.asarray(acts[level].sum(0), dtype=float).ravel()
         found[level] = []
         for latent, (row, values) in enumerate(zip(table, own, strict=True)):
-            up, down = strongest(raised[level][latent], alphabet, config.characters)
+            up, down = strongest(raised[level], latent, vocabulary, config.characters)
             rule = row["rule"]
             found[level].append(
                 {
                     **values,
                     "mass": _short(mass[latent]),
-                    "rule": rule if isinstance(rule, str) else None,
+                    "rule": " | ".join(json.loads(rule)) if isinstance(rule, str) else None,
                     "f1": _short(row["proxy_f1"]),
                     "f1_null": _short(row["proxy_f1_null"]),
                     "recurs": _short(row["cosine"]),

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hsae.causal_lm import CausalLM
 from hsae.files import understanding
 from hsae.products import Linear, linear
 
@@ -63,17 +64,22 @@ class Block(nn.Module):
         mlp = self.down(F.gelu(self.up(self.ln_mlp(x))))
         return x + F.dropout(mlp, self.dropout, self.training)
 
+    def last(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
+        """What it leaves at the last position; without dropout."""
+        q, k, v = (
+            part.unflatten(-1, (self.attn.n_head, -1)).transpose(1, 2)
+            for part in self.attn.qkv(self.ln_attn(x)).chunk(3, dim=-1)
+        )
+        mixed = F.scaled_dot_product_attention(q[:, :, -1:], k, v)
+        x = x[:, -1] + self.attn.proj(mixed.transpose(1, 2).flatten(-2))[:, 0]
+        return x + self.down(F.gelu(self.up(self.ln_mlp(x))))
 
-class GPT(nn.Module):
-    """Decoder-only language model over `n_vocab` characters.
 
-    `residual(tokens, layer)` runs up to and including block `layer` (counted from 0) and `logits(residual, layer)` goes
-    on from there, so patching an activation is an ordinary function call between the two, and extraction never
-    computes the layers above.
-    """
+class GPT(CausalLM):
+    """The language model that the pipeline trains itself, over `n_vocab` characters."""
 
     def __init__(self, config: GPTConfig, n_vocab: int):
-        super().__init__()
+        super().__init__(config.n_layer, config.context, n_vocab)
         self.config = config
         self.token_embedding = nn.Embedding(n_vocab, config.d_model)
         self.position_embedding = nn.Embedding(config.context, config.d_model)
@@ -96,23 +102,21 @@ class GPT(nn.Module):
         """Next-character logits, given the residual stream after block `layer`."""
         for block in self.blocks[layer + 1 :]:
             residual = block(residual)
+        return self._head(residual)
+
+    def last_logits(self, residual: Float[Tensor, "batch pos d_model"], layer: int) -> Float[Tensor, "batch n_vocab"]:
+        """The same after the last character alone, where the last block works only there."""
+        blocks = self.blocks[layer + 1 :]
+        if not len(blocks):
+            return self._head(residual[:, -1])
+        for block in blocks[:-1]:
+            residual = block(residual)
+        block = blocks[-1]
+        assert isinstance(block, Block)
+        return self._head(block.last(residual))
+
+    def _head(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch n_vocab"]:
         return linear(self.ln_final(residual), self.token_embedding.weight)
-
-    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos n_vocab"]:
-        """Next-character logits at every position."""
-        last = self.config.n_layer - 1
-        return self.logits(self.residual(tokens, last), last)
-
-    @torch.no_grad()
-    def generate(self, prompt: Int[Tensor, " pos"], n_tokens: int, generator: torch.Generator) -> Int[Tensor, " out"]:
-        """Continue `prompt` by `n_tokens` characters sampled at temperature 1."""
-        self.eval()
-        tokens = prompt
-        for _ in range(n_tokens):
-            logits = self(tokens[None, -self.config.context :])[0, -1]
-            next_token = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)
-            tokens = torch.cat([tokens, next_token.to(tokens.device)])
-        return tokens
 
 
 def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> GPT:
@@ -124,6 +128,12 @@ def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> GPT:
         model = GPT(GPTConfig(**header["config"]), header["n_vocab"])
         model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
+
+
+def untrained(header: dict[str, Any], seed: int) -> GPT:
+    """A transformer of the shape of a saved one, randomly initialised, ready for inference."""
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(**header["config"]), header["n_vocab"]).eval().requires_grad_(False)
 
 
 def _initialise(module: nn.Module) -> None:

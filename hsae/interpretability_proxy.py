@@ -6,6 +6,8 @@ on another. The simulated rater knows the rule and nothing else, and looks for t
 which does not activate the latent (Chang et al. 2009, Reading Tea Leaves; chance .2).
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +75,7 @@ def ngram_codes(
     a number that is too long.
     """
     most = int(63 / np.log2(max(n_vocab, 2)))  # digits of a number of 63 bits
-    check("longest", longest, f"at most {most} for an alphabet of {n_vocab} characters", longest <= most)
+    check("longest", longest, f"at most {most} for a vocabulary of {n_vocab} tokens", longest <= most)
     characters, found = tokens.astype(np.int64), {}
     code = np.zeros(len(offsets), dtype=np.int64)
     for length in range(1, longest + 1):
@@ -83,12 +85,12 @@ def ngram_codes(
     return found
 
 
-def text_of(code: int, length: int, alphabet: str) -> str:
+def text_of(code: int, length: int, vocabulary: Sequence[str]) -> str:
     """The n-gram as text."""
     digits = []
     for _ in range(length):
-        code, digit = divmod(code, len(alphabet))
-        digits.append(alphabet[digit])
+        code, digit = divmod(code, len(vocabulary))
+        digits.append(vocabulary[digit])
     return "".join(reversed(digits))
 
 
@@ -145,7 +147,7 @@ def intruder_accuracy(
     return float(found.mean())
 
 
-def score(fit: Part, test: Part, config: ProxyConfig, alphabet: str, seed: int) -> pd.DataFrame:
+def score(fit: Part, test: Part, config: ProxyConfig, vocabulary: Sequence[str], seed: int) -> pd.DataFrame:
     """A row for each latent that is active on enough tokens of both parts.
 
     Columns: latent, density (on the test part), length, proxy_f1, proxy_f1_null (of a rule that was found for the
@@ -168,7 +170,7 @@ def score(fit: Part, test: Part, config: ProxyConfig, alphabet: str, seed: int) 
                 "proxy_f1": f1(fires, acts != 0),
                 "proxy_f1_null": f1(by_chance[latent].fires(test.codes), acts != 0),
                 "proxy_intruder": intruder_accuracy(acts, fires, config.snippet_chars, config.trials, rng),
-                "rule": " | ".join(text_of(code, rule.length, alphabet) for code in rule.ngrams),
+                "rule": json.dumps([text_of(code, rule.length, vocabulary) for code in rule.ngrams]),
             }
         )
     columns = ["latent", "density", "length", "proxy_f1", "proxy_f1_null", "proxy_intruder", "rule"]

@@ -9,6 +9,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
+from hsae.causal_lm import CausalLM
 from hsae.checkpoint import NOWHERE, Checkpoints, named, restore, tensors_of
 from hsae.config import check, check_positive
 from hsae.data import random_windows, windows
@@ -55,7 +56,7 @@ class TransformerConfig:
 class TrainedTransformer:
     """The model at its best validation loss, and a row of the loss curve per evaluation (nats per character)."""
 
-    model: GPT
+    model: CausalLM
     curve: list[dict[str, float]]
     best: dict[str, float]
 
@@ -132,7 +133,7 @@ def make_optimizer(model: GPT, config: TransformerConfig) -> torch.optim.Optimiz
 
 
 @torch.no_grad()
-def cross_entropy(model: GPT, batch: Integer[Tensor, "window context_plus_1"], chunk: int = 64) -> float:
+def cross_entropy(model: CausalLM, batch: Integer[Tensor, "window context_plus_1"], chunk: int = 64) -> float:
     """Mean next-character cross-entropy over all windows and positions, in nats."""
     device = next(model.parameters()).device
     total = 0.0

@@ -1,9 +1,10 @@
 """What class of characters a latent stands for: the character taxonomy as labels of latents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from numpy import ndarray
 from scipy.sparse import csr_array
 
@@ -17,15 +18,24 @@ NO_CLASS = -1
 
 @dataclass(frozen=True)
 class Text:
-    """The tokens that activations belong to, and what follows each of them, as indices into the alphabet."""
+    """The tokens that activations belong to, and what follows each of them, as indices into a vocabulary."""
 
     current: Int[ndarray, " token"]
     following: Int[ndarray, " token"]
-    alphabet: str
+    vocabulary: Sequence[str]
+
+    @classmethod
+    def at(
+        cls, tokens: Integer[ndarray, " corpus"], offsets: Int[ndarray, " token"], vocabulary: Sequence[str]
+    ) -> "Text":
+        """The tokens at some offsets of a corpus, and of the vocabulary nothing but what stands there."""
+        used, index = np.unique(np.stack([tokens[offsets], tokens[offsets + 1]]), return_inverse=True)
+        current, following = index.reshape(2, -1)
+        return cls(current, following, [vocabulary[int(token)] for token in used])
 
     def classes(self, level: str) -> tuple[list[str], Int[ndarray, " character"]]:
-        """Names of the classes of a level of the taxonomy, sorted, and the class of each character of the alphabet."""
-        names, class_of = np.unique(taxonomy(self.alphabet)[level], return_inverse=True)
+        """Names of the classes of a level of the taxonomy, sorted, and the class of each token of the vocabulary."""
+        names, class_of = np.unique(taxonomy(self.vocabulary)[level], return_inverse=True)
         return names.tolist(), class_of
 
 
@@ -46,11 +56,11 @@ def latent_classes(acts: csr_array, text: Text, by: str, min_share: float) -> di
     check("by", by, "information or share", by in ("information", "share"))
     labels = {}
     for position, characters in (("current", text.current), ("next", text.following)):
-        mass = _mass(acts, characters, len(text.alphabet))
-        frequency = np.bincount(characters, minlength=len(text.alphabet)) / len(characters)
+        mass = _mass(acts, characters, len(text.vocabulary))
+        frequency = np.bincount(characters, minlength=len(text.vocabulary)) / len(characters)
         for level in LEVELS:
-            names, class_of = text.classes(level)
-            members = np.eye(len(names))[class_of]
+            class_of = text.classes(level)[1]
+            members = csr_array((np.ones(len(class_of)), (np.arange(len(class_of)), class_of)))
             labels[f"{position}_{level}"] = _strongest(mass @ members, frequency @ members, by, min_share)
     return labels
 

@@ -5,6 +5,7 @@ ablation of the latent, as in Marks et al. 2024, arXiv 2403.19647), and the dist
 compared where it was. The null removes as much in a random direction instead.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,25 +13,31 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from numpy import ndarray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from hsae.activations import Store
 from hsae.causal import Basis
+from hsae.causal_lm import CausalLM
 from hsae.config import check_positive
-from hsae.gpt import GPT
 from hsae.progress import Progress
 from hsae.statistics import bootstrap_interval
 
 BATCH = 64  # contexts at a time
+KEPT = 16  # tokens that a latent raises most, and lowers most
 
 
 @dataclass
 class EffectsConfig:
-    """Section `latent_effects`: contexts of the test split that are looked at, and how many are run for each latent."""
+    """Section `latent_effects`.
+
+    contexts: of the test split that are looked at. contexts_per_latent: that are run for each latent. latents: of each
+    level, those with the largest summed activation there; the others are not removed.
+    """
 
     contexts: int
     contexts_per_latent: int
+    latents: int
 
     def __post_init__(self) -> None:
         check_positive(self, vars(self))
@@ -42,16 +49,16 @@ class Effects:
 
     table: a row per latent, with columns latent, tokens (on which it was active and removed), kl (mean divergence of
     the next character's distribution without the latent from that with it, nats) and kl_null (random directions); both
-    nan where it is active nowhere. raised: mean log probability of every next character with the latent, less that
-    without it; 0 where it is active nowhere.
+    nan where it is active nowhere, or was not removed. raised: mean log probability of every next token with the
+    latent, less that without it, of the `KEPT` tokens that it raises most and as many that it lowers most.
     """
 
     table: pd.DataFrame
-    raised: Float[ndarray, "latent vocab"]
+    raised: csr_array  # (latent, vocab)
 
 
 @torch.no_grad()
-def effects(model: GPT, store: Store, basis: Basis, config: EffectsConfig, name: str, seed: int) -> Effects:
+def effects(model: CausalLM, store: Store, basis: Basis, config: EffectsConfig, name: str, seed: int) -> Effects:
     """Remove every latent of `basis`, one at a time, in contexts of `store` that are drawn among those it is active in.
 
     Contexts are the first `config.contexts` (or all that there are).
@@ -63,6 +70,7 @@ def effects(model: GPT, store: Store, basis: Basis, config: EffectsConfig, name:
     codes = torch.cat([basis.encode(store.normalizer(part.flatten(0, 1))) for part in acts.split(BATCH)])
     codes = codes.view(*acts.shape[:2], -1)
     active_in = (codes > 0).any(1).cpu()
+    active_in[:, codes.sum((0, 1)).argsort(descending=True, stable=True)[config.latents :].cpu()] = False
     random = torch.randn(len(basis), store.d_in, generator=generator).to(acts.device)
     random *= basis.directions.norm(dim=1, keepdim=True) / random.norm(dim=1, keepdim=True)
     pairs = _draw(active_in, config.contexts_per_latent, generator)
@@ -86,7 +94,7 @@ def effects(model: GPT, store: Store, basis: Basis, config: EffectsConfig, name:
     columns = {"tokens": tokens, "kl": kl / tokens, "kl_null": kl_null / tokens}
     table = pd.DataFrame({key: value.numpy() for key, value in columns.items()})
     table.insert(0, "latent", np.arange(len(basis)))
-    return Effects(table.astype({"tokens": int}), (raised / tokens[:, None].clamp(min=1)).numpy())
+    return Effects(table.astype({"tokens": int}), _extremes(raised / tokens[:, None].clamp(min=1)))
 
 
 def summarize(table: pd.DataFrame) -> dict[str, Any]:
@@ -111,12 +119,23 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
     return result
 
 
-def strongest(raised: Float[ndarray, " vocab"], alphabet: str, n: int) -> tuple[list[list[Any]], list[list[Any]]]:
-    """The `n` characters whose log probability a latent raises most, and lowers most, each with the change in nats."""
-    order = np.argsort(-raised, kind="stable").tolist()
-    listed = [[alphabet[i], round(float(raised[i]), 3)] for i in order]
-    n_up, n_down = min(int((raised > 0).sum()), n), min(int((raised < 0).sum()), n)
-    return listed[:n_up], listed[::-1][:n_down]
+def strongest(
+    raised: csr_array, latent: int, vocabulary: Sequence[str], n: int
+) -> tuple[list[list[Any]], list[list[Any]]]:
+    """The `n` tokens whose log probability a latent raises most, and lowers most, each with the change in nats."""
+    row = slice(raised.indptr[latent], raised.indptr[latent + 1])
+    nats, tokens = np.array(raised.data[row], dtype=float), np.array(raised.indices[row])
+    order = np.lexsort((tokens, -nats))
+    listed = [[vocabulary[int(tokens[i])], round(float(nats[i]), 3)] for i in order]
+    return [pair for pair in listed[:n] if pair[1] > 0], [pair for pair in listed[::-1][:n] if pair[1] < 0]
+
+
+def _extremes(raised: Float[Tensor, "latent vocab"]) -> csr_array:
+    """The largest and the smallest values of each row."""
+    kept = min(KEPT, raised.shape[1])
+    found = torch.cat([raised.topk(kept).indices, raised.topk(kept, largest=False).indices], 1)
+    mask = torch.zeros_like(raised, dtype=torch.bool).scatter_(1, found, True)
+    return csr_array((raised * mask).numpy())
 
 
 def _draw(active_in: Tensor, n: int, generator: torch.Generator) -> Int[Tensor, "pair latent_and_context"]:

@@ -1,6 +1,7 @@
 """What the report shows: top-activating snippets of text, and the page itself."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def hierarchy(
     h2: Float[Tensor, "n d_sae2"],
     store: Store,
     tokens: Integer[Tensor, " corpus"],
-    alphabet: str,
+    vocabulary: Sequence[str],
     config: ReportConfig,
 ) -> list[Latent]:
     """The level-2 latents with the largest share of all level-2 activation, each with its children of largest weight.
@@ -77,7 +78,7 @@ def hierarchy(
 
     def latent(level: int, index: int, edge: dict[str, float] | None, children: list[Latent]) -> Latent:
         acts = (h1, h2)[level - 1][:, index]
-        snippets = top_snippets(acts, store, tokens, alphabet, config.n_snippets, config.snippet_chars)
+        snippets = top_snippets(acts, store, tokens, vocabulary, config.n_snippets, config.snippet_chars)
         return Latent(f"level {level}, latent {index}", (acts > 0).double().mean().item(), snippets, edge, children)
 
     latents = []
@@ -103,7 +104,12 @@ def _short(latent: Latent) -> str:
 
 
 def top_snippets(
-    acts: Float[Tensor, " n"], store: Store, tokens: Integer[Tensor, " corpus"], alphabet: str, n: int, width: int
+    acts: Float[Tensor, " n"],
+    store: Store,
+    tokens: Integer[Tensor, " corpus"],
+    vocabulary: Sequence[str],
+    n: int,
+    width: int,
 ) -> list[Snippet]:
     """The `n` contexts in which a latent is strongest, `width` characters of each around the peak.
 
@@ -119,7 +125,7 @@ def top_snippets(
         start = max(int(peaks.indices[context]) - width * 3 // 4, 0)
         relative = (by_context[context, start : start + width] / peak).tolist()
         offset = int(store.activations.offsets[context * store.context + start])
-        text = [alphabet[token] for token in tokens[offset : offset + len(relative)].tolist()]
+        text = [vocabulary[int(token)] for token in tokens[offset : offset + len(relative)]]
         snippets.append(Snippet(offset, list(zip(text, relative, strict=True))))
     return snippets
 

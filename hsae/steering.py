@@ -11,8 +11,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from hsae.activations import Store
+from hsae.causal_lm import CausalLM
 from hsae.config import check, check_positive
-from hsae.gpt import GPT
 from hsae.language_model import next_token_loss
 from hsae.progress import Progress
 from hsae.statistics import cluster_weights
@@ -51,7 +51,7 @@ class Response:
 
 @torch.no_grad()
 def responses(
-    model: GPT,
+    model: CausalLM,
     store: Store,
     tokens: Integer[Tensor, " corpus"],
     directions: Float[Tensor, "direction d_in"],
@@ -91,7 +91,7 @@ def responses(
 
 @torch.no_grad()
 def sample(
-    model: GPT,
+    model: CausalLM,
     layer: int,
     prompt: Int[Tensor, " pos"],
     added: Float[Tensor, "way d_model"],
@@ -104,7 +104,7 @@ def sample(
     """
     tokens = prompt.expand(len(added), -1)
     for _ in range(n_tokens):
-        stream = model.residual(tokens[:, -model.config.context :], layer) + added[:, None]
+        stream = model.residual(tokens[:, -model.context :], layer) + added[:, None]
         cumulative = model.logits(stream, layer)[:, -1].softmax(-1).cumsum(-1)
         drawn = torch.rand(1, generator=generator).to(cumulative.device) * cumulative[:, -1:]
         tokens = torch.cat([tokens, torch.searchsorted(cumulative, drawn).clamp(max=cumulative.shape[1] - 1)], 1)
@@ -181,7 +181,7 @@ def _interval(drawn: Float[ndarray, " draw"]) -> list[float] | None:
 
 
 def _measure(
-    model: GPT, layer: int, stream: Tensor, windows: Tensor, classes: Bool[Tensor, "class vocab"]
+    model: CausalLM, layer: int, stream: Tensor, windows: Tensor, classes: Bool[Tensor, "class vocab"]
 ) -> Float[Tensor, "one_plus_class context"]:
     """Mean cross-entropy of each context, and the mean log probability of each class."""
     logits = model.logits(stream, layer)

@@ -27,7 +27,7 @@ def main(flat: list[str]) -> None:
         kmeans = read_clusters(stage, "kmeans", device)
         methods["kmeans"] = Method(lambda x: kmeans.reconstruct(x)[0], kmeans.centers)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
-        concepts = labels.concepts(tokens, read_json(stage.input("data/tokenizer.json"))["alphabet"])
+        concepts = labels.concepts(tokens, read_json(stage.input("data/tokenizer.json"))["vocabulary"])
         fit = absorption.labelled(read_store(stage, "val", device), concepts, config.fit_tokens)
         score = absorption.labelled(read_store(stage, "test", device), concepts, config.score_tokens)
         result = absorption.measure(methods, fit, score, config)

@@ -11,6 +11,7 @@ from hsae.explorer import ExplorerConfig
 from hsae.files import read_json, read_tensors, write_text
 from stages.evidence import read_evidence
 from stages.files import read_store
+from stages.raised import read_raised
 from stages.trained import read_hsae
 
 
@@ -21,10 +22,9 @@ def main() -> None:
         config, seed = stage.params(ExplorerConfig, "build_explorer"), stage.params(DictionaryConfig).seed
         store = read_store(stage, "test", device)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
-        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         n = min(config.tokens, len(store)) // store.context * store.context
         characters = tokens[store.activations.offsets[:n].long()].long().numpy()
-        raised = read_tensors(stage.input("data/latent_effects.safetensors"))[0]
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         evaluation = read_json(stage.input("metrics/hsae.json"))
         evidence, study = read_evidence(stage), read_json(stage.input("metrics/study.json"))
@@ -34,17 +34,18 @@ def main() -> None:
             level = int(name.removeprefix("level"))
             acts[level] = csc_array(sparse_acts(basis.encode, store.x(slice(0, n)).split(4096)))
             directions = basis.directions.double().cpu().numpy()
-            known[level] = explorer.latents(acts[level], directions, characters, alphabet, config)
+            known[level] = explorer.latents(acts[level], directions, characters, vocabulary, config)
             snippets[level] = explorer.snippets(acts[level], config, seed)
-        of_levels = {level: raised[f"level{level}"].double().numpy() for level in acts}
+        text = [vocabulary[token] for token in characters.tolist()]
+        of_levels = {level: read_raised(stage, level) for level in acts}
         content = {
             "title": f"HSAE explorer: {corpus}",
             "corpus": corpus,
             "facts": explorer.facts(evaluation),
-            "text": "".join(alphabet[token] for token in characters.tolist()),
+            "text": "".join(text) if max(map(len, text)) == 1 else text,
             "width": config.snippet_chars,
             "strongest": config.strongest,
-            "levels": explorer.content(evidence, acts, known, of_levels, explorer.labels(study), alphabet, config),
+            "levels": explorer.content(evidence, acts, known, of_levels, explorer.labels(study), vocabulary, config),
         }
         write_text(Path("explorer.html"), explorer.page(content, snippets))
 

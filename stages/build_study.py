@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 
 from hsae import run
 from hsae.coactivation import sparse_acts
@@ -43,8 +43,13 @@ def main(flat: str) -> None:
             projections, np.quantile(densities[densities > 0], np.linspace(0, 1, RANDOM))
         )
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
-        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
-        text = "".join(alphabet[token] for token in tokens[store.activations.offsets[:n].long()].tolist())
+        vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
+        pieces = [vocabulary[token] for token in tokens[store.activations.offsets[:n].long()].tolist()]
+        # People read characters: each has its token's activations.
+        token_of = np.repeat(np.arange(n), [len(piece) for piece in pieces])
+        if len(token_of) > n:
+            arms = {name: csc_array(csr_array(acts)[token_of]) for name, acts in arms.items()}
+        text = "".join(pieces)
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         edges = pd.read_csv(stage.input("plots/edges.csv"))
         write_text(Path("data/study/trials.json"), trials.dumps(design.build(arms, edges, text, config, corpus)))

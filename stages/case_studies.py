@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from scipy.sparse import csc_array
 
-from hsae import case_page, case_studies, causal, feature_plots, gpt, run, steering
+from hsae import case_page, case_studies, causal, feature_plots, run, steering
 from hsae.case_studies import CaseConfig, Material
 from hsae.coactivation import sparse_acts
 from hsae.dictionary import DictionaryConfig
@@ -13,7 +13,9 @@ from hsae.files import read_json, read_tensors, write_figure, write_json, write_
 from hsae.shared_information import InformationConfig
 from stages.evidence import read_evidence
 from stages.files import read_store
+from stages.raised import read_raised
 from stages.trained import read_hsae
+from stages.transformer import read_transformer
 
 FOLDER = Path("case_studies")
 
@@ -24,15 +26,15 @@ def main() -> None:
         device = stage.device()
         config, seed = stage.params(CaseConfig, "case_studies"), stage.params(DictionaryConfig).seed
         fdr = stage.params(InformationConfig, "mutual_information").fdr
-        model = gpt.load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
+        model = read_transformer(stage, device)
         basis, store = causal.hsae_bases(read_hsae(stage, device))["level2"], read_store(stage, "test", device)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"][store.activations.offsets.long()]
-        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
-        raised = read_tensors(stage.input("data/latent_effects.safetensors"))[0]["level2"].double().numpy()
+        vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
+        raised = read_raised(stage, 2)
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         acts = csc_array(sparse_acts(basis.encode, store.batches()))
-        text = "".join(alphabet[token] for token in tokens.tolist())
-        material = Material(read_evidence(stage), acts, text, raised, alphabet, fdr)
+        text = [vocabulary[token] for token in tokens.tolist()]
+        material = Material(read_evidence(stage), acts, text, raised, vocabulary, fdr)
 
         latents = case_studies.select(material.found, basis.directions.double().cpu().numpy(), config.cases)
         prompt = tokens[: config.prompt_chars].long().to(device)
@@ -42,7 +44,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(seed)
         samples = steering.sample(model, store.layer, prompt, ways, config.sample_chars, generator)
         plain, *steered = [
-            case_studies.visible("".join(alphabet[token] for token in sample)) for sample in samples.tolist()
+            case_studies.visible("".join(vocabulary[token] for token in sample)) for sample in samples.tolist()
         ]
         cases = []
         for place, (latent, sample) in enumerate(zip(latents, steered, strict=True), 1):
@@ -54,7 +56,7 @@ def main() -> None:
             corpus=corpus,
             found=material.found,
             cases=cases,
-            prompt="".join(alphabet[token] for token in prompt.tolist()),
+            prompt="".join(vocabulary[token] for token in prompt.tolist()),
             plain=plain,
             dose=config.dose,
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hsae import causal, causal_plots, causal_tasks, gpt, run
+from hsae import causal, causal_plots, causal_tasks, run
 from hsae.causal import Basis, Runs, Tracer
 from hsae.causal_effects import CausalConfig, Pair, compare, trace
 from hsae.causal_nodes import rival_bases
@@ -19,6 +19,7 @@ from hsae.progress import Progress
 from stages.clusters import read_clusters
 from stages.files import read_store
 from stages.trained import read_flat, read_hsae
+from stages.transformer import read_transformer
 
 SPLITS = {"discovery": "val", "test": "test"}
 FIGURES = {
@@ -36,9 +37,9 @@ def main(flat: list[str], clusters: list[str]) -> None:
     with run.stage("causal_tracing") as stage:
         device = stage.device()
         config, seed = stage.params(CausalConfig, "causal_tracing"), stage.params(DictionaryConfig).seed
-        model = gpt.load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
+        model = read_transformer(stage, device)
         hsae, val = read_hsae(stage, device), read_store(stage, "val", device)
-        tracer, longest = Tracer(model, val.layer, val.normalizer), model.config.context
+        tracer, longest = Tracer(model, val.layer, val.normalizer), model.context
         check("prompt_chars", config.prompt_chars, f"at most the context (={longest})", config.prompt_chars <= longest)
         tasks, kept, records = _tasks(stage, tracer, config, seed)
         x = val.x(slice(0, FIRST))
@@ -66,11 +67,11 @@ def _tasks(
 ) -> tuple[dict[str, dict[str, Task]], dict[str, dict[str, Kept]], dict[str, Any]]:
     """The tasks that have enough pairs in both splits; how many pairs all have; the pairs as JSON."""
     tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
-    alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+    vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
     bounds = read_json(stage.input("data/corpus.json"))["splits"]
     tasks: dict[str, dict[str, Task]] = {}
     kept: dict[str, dict[str, Kept]] = {}
-    for rule in causal_tasks.rules(tokens, alphabet, bounds["train"][1]):
+    for rule in causal_tasks.rules(tokens, vocabulary, bounds["train"][1]):
         found = {
             name: causal_tasks.keep(rule, tokens, bounds[split], config.prompt_chars, config.pairs, seed, tracer.answer)
             for name, split in SPLITS.items()
@@ -78,7 +79,7 @@ def _tasks(
         kept[rule.name] = {name: counts for name, (_, counts) in found.items()}
         if min(counts.kept for counts in kept[rule.name].values()) >= config.min_pairs:
             tasks[rule.name] = {name: task for name, (task, _) in found.items()}
-    return tasks, kept, causal_tasks.records(tasks, alphabet)
+    return tasks, kept, causal_tasks.records(tasks, vocabulary)
 
 
 def _bases(

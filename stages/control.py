@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from hsae import controls, gpt, run
+from hsae import controls, run
 from hsae.checkpoint import Checkpoints
 from hsae.controls import Control, ControlConfig
 from hsae.feature_clustering import FeatureClusteringConfig
@@ -18,6 +18,7 @@ from hsae.latent_classes import Text
 from hsae.shared_information import InformationConfig
 from stages.budget import read_training
 from stages.files import read_store
+from stages.transformer import read_transformer, read_untrained
 
 
 def main(control: Control) -> None:
@@ -31,13 +32,12 @@ def main(control: Control) -> None:
         training = read_training(stage).shortened(config.epochs_share)
         seed = training.dictionary.seed + 1
         training = replace(training, dictionary=replace(training.dictionary, seed=seed))
-        tensors, header = read_tensors(stage.input("models/transformer.safetensors"))
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
-        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         train = controls.contexts(read_store(stage, "train", device), config.tokens)
         test = controls.contexts(read_store(stage, "test", device), config.test_tokens)
         if control == Control.random_transformer:
-            train, test = controls.of_transformer(controls.untrained(header, transformer_seed), train, test, tokens)
+            train, test = controls.of_transformer(read_untrained(stage, device, transformer_seed), train, test, tokens)
         elif control == Control.shuffled_activations:
             train, test = (controls.shuffled(store, seed) for store in (train, test))
 
@@ -45,11 +45,11 @@ def main(control: Control) -> None:
             model = controls.train(train, training, control == Control.random_decoder, Checkpoints(folder))
             write_tensors(Path(f"models/control/{control}.safetensors"), model.state_dict(), model.header())
             offsets = test.activations.offsets.long()
-            text = Text(tokens[offsets].long().numpy(), tokens[offsets + 1].long().numpy(), alphabet)
+            text = Text.at(tokens.numpy(), offsets.numpy(), vocabulary)
             result = {"n_train_tokens": len(train), **controls.measure(model, test, text, information, clustering)}
             recovered = None
             if control in (Control.trained, Control.random_decoder):
-                recovered = controls.loss_recovered(model, gpt.load(tensors, header).to(device), test, tokens)
+                recovered = controls.loss_recovered(model, read_transformer(stage, device), test, tokens)
             write_json(Path(f"metrics/control/{control}.json"), {**result, "recovered": recovered})
 
 

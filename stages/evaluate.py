@@ -5,19 +5,20 @@ from pathlib import Path
 
 import torch
 
-from hsae import gpt, run
+from hsae import run
 from hsae.clusters import load as load_clusters
 from hsae.evaluation import evaluate
 from hsae.files import read_json, read_tensors, write_json, write_tensors
 from stages.files import read_store
 from stages.trained import read_flat
+from stages.transformer import read_transformer
 
 
 def main(flat: list[str], clustering: list[str]) -> None:
     """Run the stage."""
     with run.stage("evaluate") as stage:
         device = stage.device()
-        model = gpt.load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
+        model = read_transformer(stage, device)
         l0s = tuple(read_json(stage.input(f"models/l0/level{level}.json"))["l0"] for level in (1, 2))
         methods = {}
         for name in flat:

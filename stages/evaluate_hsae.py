@@ -3,18 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from hsae import gpt, graph, hierarchical, run
+from hsae import graph, hierarchical, run
 from hsae.evaluation import evaluate
 from hsae.files import read_tensors, write_csv, write_json, write_tensors
 from stages.files import read_store
 from stages.trained import read_hsae
+from stages.transformer import read_transformer
 
 
 def main() -> None:
     """Run the stage."""
     with run.stage("evaluate_hsae") as stage:
         device = stage.device()
-        model = gpt.load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
+        model = read_transformer(stage, device)
         hsae = read_hsae(stage, device)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         test = read_store(stage, "test", device)

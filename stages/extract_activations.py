@@ -9,8 +9,8 @@ from hsae import run
 from hsae.activations import ActivationConfig, Normalizer, collect
 from hsae.data import windows
 from hsae.files import read_json, read_tensors, write_tensors
-from hsae.gpt import load
 from hsae.processes import leads, start, together
+from stages.transformer import read_transformer
 
 
 def main() -> None:
@@ -19,12 +19,12 @@ def main() -> None:
         device = stage.device()
         config = stage.params(ActivationConfig, "extract_activations")
         start(stage, device)
-        model = load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
-        config.check_layer(model.config.n_layer)
+        model = read_transformer(stage, device)
+        config.check_layer(model.n_layer)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         corpus = read_json(stage.input("data/corpus.json"))
         document_starts = torch.tensor([document["start"] for document in corpus["documents"]])
-        context = model.config.context
+        context = model.context
         generator = torch.Generator().manual_seed(config.seed)
         stored = {}
 

@@ -23,8 +23,8 @@ def main() -> None:
         test = read_store(stage, "test", device)
         half = min(config.n_tokens, len(test)) // 2  # of the tokens: clusters from the first, classes from the second
         offsets = test.activations.offsets[half : 2 * half].numpy()
-        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
-        text = Text(tokens[offsets].astype(int), tokens[offsets + 1].astype(int), alphabet)
+        vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
+        text = Text.at(tokens, offsets, vocabulary)
         halves = [test.x(slice(start, start + half)).split(4096) for start in (0, half)]
         measured = graph.measure(model, halves[0])
         parents = {by: measured.parents(by).numpy() for by in ("decoder", "coactivation")}

@@ -31,19 +31,19 @@ def main(flat: list[str]) -> None:
         kmeans = read_clusters(stage, "kmeans", device)
         encoders["kmeans"] = lambda x: kmeans.reconstruct(x)[0]
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
-        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         parts = []
         for split, n in (("val", config.fit_tokens), ("test", config.score_tokens)):
             store = read_store(stage, split, device)
             n = min(n, len(store)) // store.context * store.context
             offsets = store.activations.offsets[:n].long().numpy()
-            codes = interpretability_proxy.ngram_codes(tokens, offsets, len(alphabet), config.longest)
+            codes = interpretability_proxy.ngram_codes(tokens, offsets, len(vocabulary), config.longest)
             parts.append((codes, store.x(slice(0, n)).split(4096)))
         tables = []
         with Progress("interpretability_proxy", len(encoders)) as bar:
             for name, encode in encoders.items():
                 fit, test = (Part(codes, csc_array(sparse_acts(encode, x))) for codes, x in parts)
-                found = interpretability_proxy.score(fit, test, config, alphabet, seed)
+                found = interpretability_proxy.score(fit, test, config, vocabulary, seed)
                 tables.append(found.assign(method=name))
                 bar.advance(1, name)
         table = pd.concat(tables, ignore_index=True)

@@ -70,7 +70,7 @@ def main() -> None:
 def _classes(stage: run.Stage, val: Store, test: Store) -> tuple[np.ndarray, np.ndarray]:
     """The labels of both splits' tokens, a column each, rare classes put together."""
     tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
-    known = context_labels(tokens, read_json(stage.input("data/tokenizer.json"))["alphabet"])
+    known = context_labels(tokens, read_json(stage.input("data/tokenizer.json"))["vocabulary"])
     offsets = torch.cat([val.activations.offsets, test.activations.offsets]).numpy()
     classes = np.stack([shared.common_classes(known[name][offsets]) for name in CONTEXT], 1)
     y_val, y_test = np.split(classes, [len(val)])

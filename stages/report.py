@@ -52,9 +52,9 @@ def main(curves: list[str], controls: list[str]) -> None:
         h1, h2 = report.encode(hsae, test)
         rows = report.rows(evaluation)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
-        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         edges = pd.read_csv(stage.input("plots/edges.csv"))
-        latents = report.hierarchy(edges, h1, h2, test, tokens, alphabet, settings)
+        latents = report.hierarchy(edges, h1, h2, test, tokens, vocabulary, settings)
         results = {name: read_json(stage.input(f"metrics/control/{name}.json")) for name in controls}
         figures = {
             "train_transformer": plots.loss_curve(pd.read_csv(stage.input("plots/train_transformer.csv"))),

@@ -5,12 +5,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from hsae import causal, causal_plots, gpt, run, steering
+from hsae import causal, causal_plots, run, steering
 from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
 from hsae.steering import SteeringConfig
 from stages.files import read_store
 from stages.trained import read_hsae
+from stages.transformer import read_transformer
 
 LEVELS = {"level1": "level 1", "level2": "level 2"}
 
@@ -20,14 +21,14 @@ def main() -> None:
     with run.stage("steering") as stage:
         device = stage.device()
         config, seed = stage.params(SteeringConfig, "steering"), stage.params(DictionaryConfig).seed
-        model = gpt.load(*read_tensors(stage.input("models/transformer.safetensors"))).to(device)
+        model = read_transformer(stage, device)
         bases, test = causal.hsae_bases(read_hsae(stage, device)), read_store(stage, "test", device)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
-        alphabet = read_json(stage.input("data/tokenizer.json"))["alphabet"]
+        vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         traced = read_json(stage.input("metrics/causal_tracing.json"))["tasks"]
         tasks = read_json(stage.input("data/causal_tasks.json"))
-        targets = [[c in task["targets"] for c in alphabet] for task in tasks.values()]
-        classes = torch.tensor(targets, dtype=torch.bool).view(len(tasks), len(alphabet)).to(device)
+        targets = [[c in task["targets"] for c in vocabulary] for task in tasks.values()]
+        classes = torch.tensor(targets, dtype=torch.bool).view(len(tasks), len(vocabulary)).to(device)
 
         chosen = {(task, level): traced[task]["promoted"][level] for task in tasks for level in LEVELS}
         latents = sorted({(level, latent) for (_, level), latent in chosen.items()})

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 
 from hsae import explorer
 from hsae.evidence import Evidence
@@ -24,7 +24,7 @@ EVIDENCE = Evidence(
     proxies=pd.DataFrame(
         {
             "latent": [3, 4, 0], "length": [2, 1, 1], "proxy_f1": [0.9, 0.5, 0.4], "proxy_f1_null": [0.1, 0.1, 0.05],
-            "rule": ["th", "<", "T"], "method": ["HSAE level1", "HSAE level1", "HSAE level2"],
+            "rule": ['["th"]', '["<"]', '["T"]'], "method": ["HSAE level1", "HSAE level1", "HSAE level2"],
         }
     ),
     information=pd.DataFrame({"parent": [0, 1], "child": [3, 6], "u": [0.25, 0.5], "q": [0.001, 0.5]}),
@@ -53,7 +53,7 @@ def made() -> str:
         level: explorer.latents(own, rng.normal(size=(SIZES[level], 6)), characters, ALPHABET, CONFIG)
         for level, own in acts.items()
     }
-    raised = {level: rng.normal(size=(n, len(ALPHABET))) for level, n in SIZES.items()}
+    raised = {level: csr_array(rng.normal(size=(n, len(ALPHABET)))) for level, n in SIZES.items()}
     labels = {1: {3: ["<b>the</b>"]}}
     content = {
         "title": "Explorer: a <test>", "corpus": "a test", "facts": [("latents", "16")], "text": TEXT,

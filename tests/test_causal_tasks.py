@@ -170,7 +170,7 @@ def test_the_file_of_tasks_names_the_characters_that_should_follow(play):
     found, tokens, alphabet = play
     task = draw(found["sentence_case"], tokens, (0, len(tokens)), 12, seed=0)
     content = causal_tasks.records({"sentence_case": {"discovery": task, "test": task}}, alphabet)["sentence_case"]
-    assert content["targets"] == "".join(c for c in alphabet if c.isupper())
+    assert content["targets"] == [c for c in alphabet if c.isupper()]
     assert content["test"] == content["discovery"] == task.records(alphabet)
 
 

@@ -6,11 +6,11 @@ import torch
 
 from hsae import controls
 from hsae.activations import Activations, Normalizer, Store
-from hsae.controls import ControlConfig, Training, contexts, hold_decoder, of_transformer, shuffled, untrained
+from hsae.controls import ControlConfig, Training, contexts, hold_decoder, of_transformer, shuffled
 from hsae.dictionary import Activation, DictionaryConfig, LatentConfig, Start
 from hsae.evaluation import evaluate
 from hsae.feature_clustering import FeatureClusteringConfig
-from hsae.gpt import GPT
+from hsae.gpt import GPT, untrained
 from hsae.latent_classes import Text
 from hsae.losses import Coefficients
 from hsae.probes import ProbeConfig

@@ -15,7 +15,7 @@ def evidence() -> Evidence:
         proxies=pd.DataFrame(
             {
                 "latent": [0, 1], "length": [2, 1], "proxy_f1": [0.75, 0.5], "proxy_f1_null": [0.1, 0.0],
-                "rule": ["ab | cd", "x"], "method": ["HSAE level1", "HSAE level2"],
+                "rule": ['["ab", "cd"]', '["x"]'], "method": ["HSAE level1", "HSAE level2"],
             }
         ),
         information=pd.DataFrame({"parent": [0, 1], "child": [0, 2], "u": [0.25, 0.5], "q": [0.001, 0.5]}),
@@ -32,12 +32,12 @@ def evidence() -> Evidence:
 def test_a_row_for_every_latent_with_nan_where_nothing_is_known(evidence: Evidence):
     table = evidence.latents(1, 3)
     assert table.index.tolist() == [0, 1, 2]
-    assert table["rule"].tolist()[0] == "ab | cd"
+    assert table["rule"].tolist()[0] == '["ab", "cd"]'
     assert np.isnan(table.loc[2, ["proxy_f1", "cosine", "kl"]].to_numpy(float)).all()
     assert table["cosine"][:2].tolist() == [0.9, 0.3]
     assert table["cosine_null"].tolist() == [0.95] * 3
     np.testing.assert_array_equal(table["kl"], [np.nan, 0.5, np.nan])
-    assert evidence.latents(2, 2)["rule"].tolist()[1] == "x"
+    assert evidence.latents(2, 2)["rule"].tolist()[1] == '["x"]'
 
 
 def test_children_come_by_weight_with_what_they_tell(evidence: Evidence):

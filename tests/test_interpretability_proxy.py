@@ -113,7 +113,7 @@ def test_latents_are_scored_on_other_text_beside_a_null():
     table = score(fit, test, CONFIG, ALPHABET, seed=0)
     assert table["latent"].tolist() == [0, 1], "the last one is active on one token only"
     first, second = table.to_dict("records")
-    assert (first["proxy_f1"], first["rule"], first["length"]) == (1, "b", 1)
+    assert (first["proxy_f1"], first["rule"], first["length"]) == (1, '["b"]', 1)
     assert first["density"] == pytest.approx(texts[1].count("b") / 500)
     assert first["proxy_f1_null"] < 0.75
     assert second["proxy_f1"] == pytest.approx(second["proxy_f1_null"], abs=0.2)
@@ -132,7 +132,7 @@ def test_settings_out_of_range_are_refused_by_name():
 
 
 def test_ngrams_that_no_number_can_hold_are_refused():
-    with pytest.raises(ValueError, match="`longest` must be at most 10 for an alphabet of 65 characters; not 11"):
+    with pytest.raises(ValueError, match="`longest` must be at most 10 for a vocabulary of 65 tokens; not 11"):
         ngram_codes(np.zeros(9, dtype=np.uint8), np.arange(9), 65, 11)
 
 

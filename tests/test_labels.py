@@ -95,7 +95,7 @@ def test_text_without_markup_has_spelled_numbers_at_most():
 def test_the_text_of_tokens_has_their_offsets():
     text = "naïve — π\n𝔸 x"
     tokens, alphabet = encoded(text)
-    assert labels.as_string(tokens.astype(int), alphabet) == text
+    assert labels.TokenText.of(tokens.astype(int), alphabet).string == text
     assert labels.spans(r"(?P<inside>x)", text).tolist() == [[12, 13, 12, 13]]
     assert labels.spans(r"(?P<inside>x)", "").shape == (0, 4)
 

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 from hsae import latent_effects
 from hsae.activations import Store
@@ -9,7 +10,7 @@ from hsae.causal import Basis
 from hsae.gpt import GPT
 from hsae.latent_effects import EffectsConfig, effects, strongest, summarize
 
-ALL = EffectsConfig(contexts=1000, contexts_per_latent=1000)
+ALL = EffectsConfig(latents=99, contexts=1000, contexts_per_latent=1000)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_every_latent_is_removed_wherever_it_is_active(gpt: GPT, store: Store, b
         row = found.table.to_dict("records")[latent]
         assert row["tokens"] == n
         assert row["kl"] == pytest.approx(kl, rel=1e-4)
-        np.testing.assert_allclose(found.raised[latent], change, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(found.raised[[latent]].toarray()[0], change, rtol=1e-3, atol=1e-5)
 
 
 def test_a_latent_that_is_never_active_has_no_effect_to_speak_of(gpt: GPT, store: Store, basis: Basis):
@@ -52,8 +53,8 @@ def test_a_latent_that_is_never_active_has_no_effect_to_speak_of(gpt: GPT, store
     row = found.table.to_dict("records")[2]
     assert row["tokens"] == 0
     assert np.isnan(row["kl"])
-    assert not found.raised[2].any()
-    assert strongest(found.raised[2], "abcde", 2) == ([], [])
+    assert not found.raised[[2]].nnz
+    assert strongest(found.raised, 2, "abcde", 2) == ([], [])
 
 
 def test_the_null_removes_as_much_in_another_direction(gpt: GPT, store: Store, basis: Basis):
@@ -65,7 +66,7 @@ def test_the_null_removes_as_much_in_another_direction(gpt: GPT, store: Store, b
 
 
 def test_contexts_are_drawn_among_those_where_the_latent_is_active(gpt: GPT, store: Store, basis: Basis):
-    few = EffectsConfig(contexts=30, contexts_per_latent=2)
+    few = EffectsConfig(latents=99, contexts=30, contexts_per_latent=2)
     first, second = (effects(gpt, store, basis, few, "test", seed=0) for _ in range(2))
     pd.testing.assert_frame_equal(first.table, second.table)
     whole = effects(gpt, store, basis, ALL, "test", seed=0).table["tokens"].tolist()
@@ -75,9 +76,9 @@ def test_contexts_are_drawn_among_those_where_the_latent_is_active(gpt: GPT, sto
 
 
 def test_characters_are_named_with_what_they_gain_and_lose():
-    raised = np.array([0.5, -2.0, 0.0, 1.25, -0.1])
-    assert strongest(raised, "abcde", 2) == ([["d", 1.25], ["a", 0.5]], [["b", -2.0], ["e", -0.1]])
-    assert strongest(-np.ones(5), "abcde", 2)[0] == []
+    raised = csr_array(np.array([[0.5, -2.0, 0.0, 1.25, -0.1], [-1.0] * 5]))
+    assert strongest(raised, 0, "abcde", 2) == ([["d", 1.25], ["a", 0.5]], [["b", -2.0], ["e", -0.1]])
+    assert strongest(raised, 1, "abcde", 2)[0] == []
 
 
 def test_summary_by_hand():
@@ -96,7 +97,7 @@ def test_summary_by_hand():
 
 def test_no_contexts_are_refused():
     with pytest.raises(ValueError, match="`contexts` must be above 0; not 0"):
-        EffectsConfig(contexts=0, contexts_per_latent=1)
+        EffectsConfig(latents=99, contexts=0, contexts_per_latent=1)
 
 
 def test_batches_do_not_matter(gpt: GPT, store: Store, basis: Basis, monkeypatch: pytest.MonkeyPatch):

@@ -60,7 +60,9 @@ def test_every_stage_module_stands_in_the_pipeline():
         "clusters",
         "evidence",
         "files",
+        "raised",
         "trained",
+        "transformer",
     }
     assert modules == set(STAGES)
 

@@ -25,7 +25,7 @@ def test_every_preset_composes_to_keys_of_params_yaml_and_values_of_their_types(
     assert bool(values) == (choice != "scale=default")
     for key, value in values.items():
         assert key in params
-        assert type(value) is type(params[key])
+        assert params[key] is None or type(value) is type(params[key])
 
 
 @pytest.mark.parametrize(
