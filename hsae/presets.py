@@ -3,6 +3,7 @@
 Hydra composes the groups of hsae/conf; params.yaml stays the only truth, and `dvc exp run` writes the values into it.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -32,8 +33,9 @@ def overrides(choices: list[str]) -> dict[str, object]:
 
 
 def flags(values: dict[str, object]) -> list[str]:
-    """The arguments by which `dvc exp run` writes values into params.yaml."""
-    return [part for key, value in values.items() for part in ("-S", f"{key}={'null' if value is None else value}")]
+    """The arguments by which `dvc exp run` writes values into params.yaml; numbers and lists without a blank."""
+    texts = {k: v if isinstance(v, str) else json.dumps(v, separators=(",", ":")) for k, v in values.items()}
+    return [part for key, text in texts.items() for part in ("-S", f"{key}={text}")]
 
 
 def main(choices: list[str]) -> None:

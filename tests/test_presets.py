@@ -84,6 +84,6 @@ def test_the_flags_are_printed_on_one_line_as_dvc_takes_them(
 ):
     presets.main(["data=text8"])
     assert capsys.readouterr().out == "-S prepare_data.corpus=text8\n"
-    monkeypatch.setattr(presets, "overrides", lambda _: {"a.b": 0.5, "c": None})
+    monkeypatch.setattr(presets, "overrides", lambda _: {"a.b": 0.5, "c": None, "d": [1, 2], "e": True})
     presets.main([])
-    assert capsys.readouterr().out == "-S a.b=0.5 -S c=null\n"
+    assert capsys.readouterr().out == "-S a.b=0.5 -S c=null -S d=[1,2] -S e=true\n"
