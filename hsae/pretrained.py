@@ -150,6 +150,7 @@ def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> PretrainedLM:
     """The model that `convert` made these of, ready for inference. Raises ValueError if they are something else's."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    _be_quiet()
     with understanding("the language model"):
         settings = AutoConfig.for_model(**header["huggingface"])
         kind: Any = AutoModelForCausalLM._model_mapping[type(settings)]
@@ -188,13 +189,18 @@ def tokenize(config: ModelConfig, text: str) -> tuple[Int[Tensor, " token"], lis
     return torch.tensor(found["input_ids"], dtype=torch.int32), [start for start, _ in found["offset_mapping"]], pieces
 
 
-@contextmanager
-def _reading(config: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where the model is, and with which options it is read; what goes wrong meanwhile becomes a ValueError."""
+def _be_quiet() -> None:
+    """Warnings and progress bars of transformers say nothing that matters here."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+@contextmanager
+def _reading(config: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where the model is, and with which options it is read; what goes wrong meanwhile becomes a ValueError."""
+    _be_quiet()
     place = str(config.name)
     if place.startswith(PACKAGE):
         package = place.removeprefix(PACKAGE)
