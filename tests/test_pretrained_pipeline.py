@@ -1,7 +1,6 @@
 """A pretrained language model goes through the real pipeline: run by dvc on a copy of the project, all of it tiny."""
 
 import json
-from pathlib import Path
 
 import pytest
 
