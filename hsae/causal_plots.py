@@ -142,6 +142,8 @@ def steering(frame: pd.DataFrame) -> Figure:
     grid.set_titles("{col_name}").set_axis_labels("added cross-entropy (nats)", "gain in log P (nats)")
     for axes in grid.axes.flat:
         axes.set_xscale("symlog", linthresh=0.01)
+        # Ticks that are the scale's own lie too near to each other left of 0.
+        axes.set_xticks([-0.1, 0, 0.1, 1], ["-0.1", "0", "0.1", "1"])
         axes.axhline(0, color="black", linewidth=1)
     return grid.figure
 
