@@ -143,13 +143,16 @@ def _explore(args: argparse.Namespace) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
+    from hsae import config
+    from hsae.causal_lm import ModelConfig
     from hsae.interchange import card, folders
     from hsae.interchange.site import Site
 
     model, store = folders.load(_present(args.model)), _activations(args.store)
+    site = Site.of(store, config.load(ModelConfig, "model"))
     with folders.new_folder(args.output) as folder:
-        folders.write(model, folder, args.format, store.normalizer, Site.of(store))
-        has_metrics = card.write(folder, args.model, model, args.format, Site.of(store), args.output.name)
+        folders.write(model, folder, args.format, store.normalizer, site)
+        has_metrics = card.write(folder, args.model, model, args.format, site, args.output.name)
     without = "" if has_metrics else "; its card has no metrics: dvc.lock has none of this very file"
     print(f"wrote {args.output}{without}")
 

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hsae import cli, variants
-from hsae.activations import Normalizer
+from hsae.activations import Normalizer, Store
+from hsae.causal_lm import ModelConfig, Source
 from hsae.files import write_tensors
 from hsae.hierarchical import HierarchicalSAE
 from hsae.interchange import dictionary_learning, folders, saelens, sparsify
@@ -32,7 +33,7 @@ from tests.test_cli import error
 from tests.test_sae import randomised
 
 D_IN, D_SAE, D_SAE2, K, N = 8, 24, 6, 3, 200
-SITE = Site("a-model", "blocks.1.hook_resid_post", 1, 32)
+SITE = Site("a-model", "blocks.1.hook_resid_post", 1, 32, False)
 EXPRESSED = {
     "saelens": tuple(saelens.ARCHITECTURES),
     "dictionary_learning": tuple(dictionary_learning.CLASSES),
@@ -293,6 +294,20 @@ def test_a_kind_that_a_format_does_not_have_is_refused(form: str, kind: str, tmp
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         folders.write(trained(kind), tmp_path, form, normalizer(), SITE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_site_is_named_by_the_model_that_activations_come_from(store: Store):
+    ours = ModelConfig(Source.train, None, None, False, 6)
+    theirs = ModelConfig(Source.hf, "org/a-model", None, False, 6)
+    assert Site.of(store, ours) == ("hsae-char-transformer", "blocks.1.hook_resid_post", 1, 6, False)
+    assert Site.of(store, theirs) == ("org/a-model", "blocks.1.hook_resid_post", 1, 6, True)
+
+
+def test_the_first_token_of_a_pretrained_model_is_left_out(tmp_path: Path):
+    folders.write(trained("topk"), tmp_path, "saelens", normalizer(), SITE._replace(prepend_bos=True))
+    metadata = json.loads((tmp_path / "cfg.json").read_text())["metadata"]
+    assert metadata["prepend_bos"] is True
+    assert metadata["seqpos_slice"] == [1, None]
 
 
 def test_the_config_says_where_the_input_is_read(tmp_path: Path):

@@ -150,7 +150,10 @@ class Windows:
 def test_saebenchs_core_metrics_are_what_we_compute(kind: str, gpt: GPT, store: Store, corpus_tokens: Tensor):
     core = pytest.importorskip("sae_bench.evals.core.main")
     model = hooked(gpt, pytest.importorskip("transformer_lens"))
-    tokens, site = store.windows(corpus_tokens)[:, :-1], Site.of(store)
+    tokens, site = (
+        store.windows(corpus_tokens)[:, :-1],
+        Site("a-model", "blocks.1.hook_resid_post", store.layer, store.context, False),
+    )
     ours = trained(kind)
     config = core.CoreEvalConfig(
         batch_size_prompts=20,

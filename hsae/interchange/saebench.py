@@ -24,8 +24,8 @@ class SAEBenchConfig:
     context_size: int
     architecture: str
     dtype: str
+    prepend_bos: bool
     hook_head_index: int | None = None
-    prepend_bos: bool = False
 
     @property
     def architecture_str(self) -> str:

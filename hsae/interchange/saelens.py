@@ -55,8 +55,7 @@ def write(sae: SAE, folder: Path, site: Site) -> None:
     metadata = {
         **about(sae, site),
         "hook_head_index": None,
-        "prepend_bos": False,
-        "seqpos_slice": [None],
+        "seqpos_slice": [1, None] if site.prepend_bos else [None],
         "model_from_pretrained_kwargs": {},
         "sae_lens_version": FORMAT_VERSION,
         "sae_lens_training_version": None,

@@ -4,23 +4,30 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from hsae.activations import Store
+from hsae.causal_lm import ModelConfig, Source
 from hsae.sae import SAE
 
-MODEL_NAME = "hsae-char-transformer"
+OURS = "hsae-char-transformer"
 
 
 class Site(NamedTuple):
-    """A place in the transformer, in TransformerLens's names."""
+    """A place in the language model, in TransformerLens's names; `prepend_bos`: contexts begin with its first token.
+
+    Of that first token, an attention sink, no autoencoder has seen the activation.
+    """
 
     model_name: str
     hook_name: str
     hook_layer: int
     context_size: int
+    prepend_bos: bool
 
     @classmethod
-    def of(cls, store: Store) -> "Site":
-        """The residual stream that a store's activations come from."""
-        return cls(MODEL_NAME, f"blocks.{store.layer}.hook_resid_post", store.layer, store.context)
+    def of(cls, store: Store, model: ModelConfig) -> "Site":
+        """The residual stream of `model` that a store's activations come from."""
+        pretrained = model.source == Source.hf
+        name = str(model.name) if pretrained else OURS
+        return cls(name, f"blocks.{store.layer}.hook_resid_post", store.layer, store.context, pretrained)
 
     @property
     def latents(self) -> "Site":
