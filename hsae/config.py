@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -109,8 +110,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _parse(path: Path, text: str) -> dict[str, Any]:
     """The mapping that a file's text stands for: a stage asks for it many times, and it takes a tenth of a second."""
     try:
-        # OmegaConf reads 3e-4 as a number where PyYAML reads a string.
-        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        # OmegaConf reads 3e-4 as a number where PyYAML reads a string. It would take a third of a second for dvc.yaml,
+        # at the start of every stage, and there are no numbers; libyaml takes a tenth of that.
+        content = (
+            yaml.load(text, yaml.CSafeLoader)
+            if path == PIPELINE
+            else OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        )
     except Exception as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
