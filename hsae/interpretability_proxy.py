@@ -9,11 +9,12 @@ which does not activate the latent (Chang et al. 2009, Reading Tea Leaves; chanc
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from numpy import ndarray
 from scipy.sparse import csc_array, csr_array
 
@@ -22,6 +23,7 @@ from hsae.sparse_probing import f1
 from hsae.statistics import bootstrap_interval
 
 SNIPPETS = 5
+ROUNDING = 1e-9
 TOP = 0.1  # share of a latent's activations, the strongest, that snippets show
 
 
@@ -53,10 +55,6 @@ class Rule:
     length: int
     ngrams: tuple[int, ...]
 
-    def fires(self, codes: dict[int, Int[ndarray, " token"]]) -> Bool[ndarray, " token"]:
-        """Where the rule says that the latent is active."""
-        return np.isin(codes[self.length], self.ngrams)
-
 
 @dataclass(frozen=True)
 class Part:
@@ -64,6 +62,27 @@ class Part:
 
     codes: dict[int, Int[ndarray, " token"]]
     acts: csc_array
+
+    def fires(self, rule: Rule) -> Bool[ndarray, " token"]:
+        """Where a rule says that the latent is active."""
+        tokens, codes = self._sorted[rule.length]
+        found = np.zeros(len(tokens), dtype=bool)
+        for ngram in rule.ngrams:
+            found[tokens[slice(*np.searchsorted(codes, [ngram, ngram + 1]))]] = True
+        return found
+
+    def latent(self, index: int) -> Float[ndarray, " token"]:
+        """Activations of one latent."""
+        column = slice(self.acts.indptr[index], self.acts.indptr[index + 1])
+        found = np.zeros(_shape(self.acts)[0], dtype=self.acts.dtype)
+        found[self.acts.indices[column]] = self.acts.data[column]
+        return found
+
+    @cached_property
+    def _sorted(self) -> dict[int, tuple[Int[ndarray, " token"], Int[ndarray, " token"]]]:
+        """length -> tokens in the order of their codes, and these: thousands of rules look for few n-grams each."""
+        orders = {length: np.argsort(codes) for length, codes in self.codes.items()}
+        return {length: (order, self.codes[length][order]) for length, order in orders.items()}
 
 
 def ngram_codes(
@@ -103,20 +122,15 @@ def fit_rules(part: Part, most: int) -> list[Rule]:
     n_latents = _shape(part.acts)[1]
     active = csr_array(part.acts != 0, dtype=np.float64)
     n_active = np.asarray(active.sum(0)).ravel()
-    best = [(0.0, Rule(1, ()))] * n_latents
+    best, rules = np.zeros(n_latents), [Rule(1, ())] * n_latents
     for length, codes in part.codes.items():
-        known, index = np.unique(codes, return_inverse=True)
-        seen = np.bincount(index).astype(float)
-        member = csr_array((np.ones(len(index)), (index, np.arange(len(index)))), shape=(len(known), len(index)))
-        both = csc_array(member @ active)
-        for latent in range(n_latents):
-            column = slice(both.indptr[latent], both.indptr[latent + 1])
-            rows, hits = both.indices[column], both.data[column]
-            usable = known[rows] >= 0
-            reached, chosen = _greedy(hits[usable], seen[rows[usable]], n_active[latent], most)
-            if reached > best[latent][0] + 1e-12:
-                best[latent] = (reached, Rule(length, tuple(int(known[i]) for i in rows[usable][chosen])))
-    return [rule for _, rule in best]
+        tokens = np.flatnonzero(codes >= 0)
+        known, index = np.unique(codes[tokens], return_inverse=True)
+        member = csr_array((np.ones(len(index)), (index, tokens)), shape=(len(known), len(codes)))
+        reached, chosen = _greedy(csc_array(member @ active), np.bincount(index).astype(float), n_active, most)
+        for latent in np.flatnonzero(reached > best + 1e-12).tolist():
+            best[latent], rules[latent] = reached[latent], Rule(length, tuple(known[chosen[latent]].tolist()))
+    return rules
 
 
 def intruder_accuracy(
@@ -127,23 +141,28 @@ def intruder_accuracy(
     Four snippets are pieces of the text that end soon after a strong activation, the fifth one on which the latent is
     silent. The rater takes the snippet on which the rule fires nowhere. None if there are not enough snippets.
     """
-    before = width * 3 // 4
-    inside = np.arange(before, len(acts) - (width - before))
-    starts = inside - before
-    active = np.concatenate([[0], np.cumsum(acts != 0)])
-    firing = np.concatenate([[0], np.cumsum(fires)])
-    silent = starts[active[starts + width] == active[starts]]
-    strong = rng.permutation(inside[acts[inside] > 0])  # a cluster is equally active everywhere: not the first places
+    before, n = width * 3 // 4, len(acts)
+    on, firing = np.flatnonzero(acts != 0), np.flatnonzero(fires)
+    # Snippets begin at 0 .. n - width - 1; the silent ones between two activations that are far enough apart.
+    first, last = np.append(-1, on) + 1, np.append(on, n - 1) - width
+    silent = np.cumsum(np.maximum(last - first + 1, 0))
+    strong = rng.permutation(on[(on >= before) & (on < n - (width - before)) & (acts[on] > 0)])
+    # A cluster is equally active everywhere: the order was drawn so that not the first places are shown.
     strong = strong[np.argsort(-acts[strong], kind="stable")][: max(int(TOP * len(strong)), SNIPPETS - 1)] - before
-    if len(strong) < SNIPPETS - 1 or not len(silent):
+    if len(strong) < SNIPPETS - 1 or silent[-1] <= 0:
         return None
-    fired = firing[starts + width] > firing[starts]
     shown = np.stack([rng.choice(strong, SNIPPETS - 1, replace=False) for _ in range(trials)])
-    quiet = (~fired[shown - starts[0]]).sum(1)
-    intruder_quiet = ~fired[rng.choice(silent, trials) - starts[0]]
+    drawn = rng.choice(silent[-1], trials)
+    gap = np.searchsorted(silent, drawn, side="right")
+    intruders = last[gap] + 1 - (silent[gap] - drawn)
+
+    def quiet(starts: Int[ndarray, "*shape"]) -> Bool[ndarray, "*shape"]:
+        return np.searchsorted(firing, starts + width) == np.searchsorted(firing, starts)
+
+    n_quiet, intruder_quiet = quiet(shown).sum(1), quiet(intruders)
     # Among q quiet snippets the rater guesses; if the rule fires on all five, among all.
-    alike = np.where(intruder_quiet, quiet + 1, SNIPPETS)
-    found = np.where(intruder_quiet, 1 / alike, np.where(quiet == 0, 1 / SNIPPETS, 0.0))
+    alike = np.where(intruder_quiet, n_quiet + 1, SNIPPETS)
+    found = np.where(intruder_quiet, 1 / alike, np.where(n_quiet == 0, 1 / SNIPPETS, 0.0))
     return float(found.mean())
 
 
@@ -160,15 +179,15 @@ def score(fit: Part, test: Part, config: ProxyConfig, vocabulary: Sequence[str],
     enough = np.minimum(np.diff(fit.acts.indptr), np.diff(test.acts.indptr)) >= config.min_active
     rows = []
     for latent in np.flatnonzero(enough).tolist():
-        acts = test.acts[:, [latent]].toarray().ravel()
-        rule, fires = rules[latent], rules[latent].fires(test.codes)
+        acts, rule = test.latent(latent), rules[latent]
+        on, fires = acts != 0, test.fires(rule)
         rows.append(
             {
                 "latent": latent,
-                "density": float((acts != 0).mean()),
+                "density": float(on.mean()),
                 "length": rule.length,
-                "proxy_f1": f1(fires, acts != 0),
-                "proxy_f1_null": f1(by_chance[latent].fires(test.codes), acts != 0),
+                "proxy_f1": f1(fires, on),
+                "proxy_f1_null": f1(test.fires(by_chance[latent]), on),
                 "proxy_intruder": intruder_accuracy(acts, fires, config.snippet_chars, config.trials, rng),
                 "rule": json.dumps([text_of(code, rule.length, vocabulary) for code in rule.ngrams]),
             }
@@ -197,15 +216,38 @@ def _shape(matrix: csc_array) -> tuple[int, int]:
     return matrix.shape[0], matrix.shape[1]
 
 
-def _greedy(hits: ndarray, seen: ndarray, n_active: float, most: int) -> tuple[float, list[int]]:
-    chosen: list[int] = []
-    true, predicted, reached = 0.0, 0.0, 0.0
-    free = np.ones(len(hits), dtype=bool)
-    while len(chosen) < most and free.any():
-        after = np.where(free, 2 * (true + hits) / (predicted + seen + n_active), -1.0)
-        i = int(after.argmax())
-        if after[i] <= reached:
+def _greedy(
+    both: csc_array, seen: Float[ndarray, " ngram"], n_active: Float[ndarray, " latent"], most: int
+) -> tuple[Float[ndarray, " latent"], list[list[int]]]:
+    """The F1 that every latent reaches and its n-grams, which end at `seen` tokens each, and at `both` where it is on.
+
+    An n-gram raises F1 only where it is right more often than half of F1. As this grows, most of them are out after
+    the first step, for good.
+    """
+    n_latents = len(n_active)
+    latents, ngrams, hits = np.repeat(np.arange(n_latents), np.diff(both.indptr)), both.indices, both.data
+    true, predicted, reached = (np.zeros(n_latents) for _ in range(3))
+    chosen: list[list[int]] = [[] for _ in range(n_latents)]
+    for _ in range(most):
+        if not len(latents):
             break
-        chosen.append(i)
-        free[i], true, predicted, reached = False, true + hits[i], predicted + seen[i], float(after[i])
+        after = 2 * (true[latents] + hits) / (predicted[latents] + seen[ngrams] + n_active[latents])
+        starts = np.flatnonzero(np.diff(latents, prepend=-1))
+        largest = np.repeat(np.maximum.reduceat(after, starts), np.diff(np.append(starts, len(after))))
+        best = np.flatnonzero(after == largest)
+        best = best[np.diff(latents[best], prepend=-1) > 0]  # the first of equals
+        best = best[after[best] > reached[latents[best]]]
+        own = latents[best]
+        true[own], predicted[own], reached[own] = (
+            true[own] + hits[best],
+            predicted[own] + seen[ngrams[best]],
+            after[best],
+        )
+        for latent, ngram in zip(own.tolist(), ngrams[best].tolist(), strict=True):
+            chosen[latent].append(ngram)
+        rose = np.zeros(n_latents, dtype=bool)
+        rose[own] = True
+        left = rose[latents] & (2 * hits > reached[latents] * seen[ngrams] * (1 - ROUNDING))
+        left[best] = False
+        latents, ngrams, hits = latents[left], ngrams[left], hits[left]
     return reached, chosen

@@ -87,4 +87,4 @@ def _f1_with(ranked: Ranked, has: Bool[ndarray, " n"], detected: Bool[ndarray, "
 
 def f1(called: Bool[ndarray, " n"], has: Bool[ndarray, " n"]) -> float:
     """Harmonic mean of precision and recall: 2 hits / (calls + positives); 0 where there are neither."""
-    return float(2 * (called & has).sum() / max(called.sum() + has.sum(), 1))
+    return 2 * np.count_nonzero(called & has) / max(np.count_nonzero(called) + np.count_nonzero(has), 1)
