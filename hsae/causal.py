@@ -220,4 +220,6 @@ def restoration_map(runs: Runs, distance: int) -> Float[Tensor, "layer distance 
 
 
 def _by_rows(encode: Callable[[Tensor], Tensor], x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch node"]:
-    return torch.cat([encode(rows) for rows in x.reshape(-1, x.shape[-1]).split(8192)]).view(*x.shape[:-1], -1)
+    parts = [encode(rows) for rows in x.reshape(-1, x.shape[-1]).split(8192)]
+    joined = torch.cat(parts) if len(parts) > 1 else parts[0]  # one would be copied
+    return joined.view(*x.shape[:-1], -1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hsae.config import check, check_positive
@@ -63,6 +63,12 @@ class CausalLM(nn.Module):
     @abstractmethod
     def last_logits(self, residual: Float[Tensor, "batch pos d_model"], layer: int) -> Float[Tensor, "batch n_vocab"]:
         """The same after the last token alone."""
+
+    def logits_at(
+        self, residual: Float[Tensor, "batch pos d_model"], layer: int, at: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "chosen n_vocab"]:
+        """The same at some positions alone, in their order; a model that can do so works only there."""
+        return self.logits(residual, layer)[at]
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos n_vocab"]:
         """Next-token logits at every position."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,10 +40,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """Mix information over earlier positions."""
+        return F.dropout(self.proj(self.mixed(x)), self.dropout, self.training)
+
+    def mixed(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What all heads bring together, before it is projected."""
         heads = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(*heads, dropout_p=dropout, is_causal=True)
-        return F.dropout(self.proj(mixed.transpose(1, 2).flatten(-2)), self.dropout, self.training)
+        return F.scaled_dot_product_attention(*heads, dropout_p=dropout, is_causal=True).transpose(1, 2).flatten(-2)
 
 
 class Block(nn.Module):
@@ -72,6 +75,13 @@ class Block(nn.Module):
         )
         mixed = F.scaled_dot_product_attention(q[:, :, -1:], k, v)
         x = x[:, -1] + self.attn.proj(mixed.transpose(1, 2).flatten(-2))[:, 0]
+        return x + self.down(F.gelu(self.up(self.ln_mlp(x))))
+
+    def at(
+        self, x: Float[Tensor, "batch pos d_model"], at: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "chosen d_model"]:
+        """What it leaves at some positions; without dropout."""
+        x = x[at] + self.attn.proj(self.attn.mixed(self.ln_attn(x))[at])
         return x + self.down(F.gelu(self.up(self.ln_mlp(x))))
 
 
@@ -114,6 +124,19 @@ class GPT(CausalLM):
         block = blocks[-1]
         assert isinstance(block, Block)
         return self._head(block.last(residual))
+
+    def logits_at(
+        self, residual: Float[Tensor, "batch pos d_model"], layer: int, at: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "chosen n_vocab"]:
+        """The same at some positions alone, where the last block works only there but for its attention."""
+        blocks = self.blocks[layer + 1 :]
+        if not len(blocks):
+            return self._head(residual[at])
+        for block in blocks[:-1]:
+            residual = block(residual)
+        block = blocks[-1]
+        assert isinstance(block, Block)
+        return self._head(block.at(residual, at))
 
     def _head(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch n_vocab"]:
         return linear(self.ln_final(residual), self.token_embedding.weight)

@@ -80,16 +80,16 @@ def effects(model: CausalLM, store: Store, basis: Basis, config: EffectsConfig, 
     with Progress(f"latent_effects {name}", len(pairs)) as bar:
         for some in pairs.split(BATCH):
             latents, contexts = some[:, 0], some[:, 1]
-            stream, before = acts[contexts], log_p[contexts]
-            own = codes[contexts, :, latents]
-            on = (own > 0)[..., None]
+            stream, own = acts[contexts], codes[contexts, :, latents]
+            on = own > 0
+            before, whose = log_p[contexts][on], latents.repeat_interleave(on.sum(1).cpu())
             for directions, divergence in ((basis.directions, kl), (random, kl_null)):
                 removed = store.normalizer.scale * own[..., None] * directions[latents][:, None]
-                change = before - model.logits(stream - removed, store.layer).log_softmax(-1)
-                divergence.index_add_(0, latents, (before.exp() * change * on).sum((1, 2)).double().cpu())
+                change = before - model.logits_at(stream - removed, store.layer, on).log_softmax(-1)
+                divergence.index_add_(0, whose, (before.exp() * change).sum(1).double().cpu())
                 if directions is basis.directions:
-                    raised.index_add_(0, latents, (change * on).sum(1).double().cpu())
-            tokens.index_add_(0, latents, on.sum((1, 2)).double().cpu())
+                    raised.index_add_(0, whose, change.double().cpu())
+            tokens.index_add_(0, latents, on.sum(1).double().cpu())
             bar.advance(len(some))
     columns = {"tokens": tokens, "kl": kl / tokens, "kl_null": kl_null / tokens}
     table = pd.DataFrame({key: value.numpy() for key, value in columns.items()})

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from hsae import files
+from hsae.causal_lm import CausalLM
 from hsae.gpt import GPT, Attention, GPTConfig, load
 from tests.conftest import CONTEXT, N_VOCAB
 
@@ -81,6 +82,16 @@ def test_the_first_loss_is_that_of_a_uniform_guess(tokens: torch.Tensor):
     logits = GPT(GPTConfig(4, 2, 16, CONTEXT, 0.0), N_VOCAB)(tokens)
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     assert loss.item() == pytest.approx(math.log(N_VOCAB), abs=0.1)
+
+
+@pytest.mark.parametrize("layer", [-1, 0, 1])
+def test_logits_at_some_positions_are_those_of_all_positions_there(gpt: GPT, tokens: torch.Tensor, layer: int):
+    at = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    residual = gpt.residual(tokens, layer)
+    assert 0 < at.sum() < at.numel()
+    torch.testing.assert_close(gpt.logits_at(residual, layer, at), gpt.logits(residual, layer)[at])
+    torch.testing.assert_close(CausalLM.logits_at(gpt, residual, layer, at), gpt.logits(residual, layer)[at])
+    assert gpt.logits_at(residual, layer, torch.zeros_like(at)).shape == (0, N_VOCAB)
 
 
 def test_generation_continues_the_prompt_and_repeats_for_a_seed(gpt: GPT):
