@@ -5,6 +5,7 @@ them: a selection of successes shows nothing (Makelov et al. 2024 and others on 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -171,13 +172,13 @@ def frames(material: Material, latent: int, config: CaseConfig) -> tuple[pd.Data
 def fires(text: Sequence[str], rule: list[str]) -> Bool[ndarray, " token"]:
     """The tokens of a text with which it ends in one of the n-grams."""
     string, on = "".join(text), np.zeros(len(text), dtype=bool)
-    ends = np.cumsum([len(token) for token in text])
+    ends = np.cumsum(list(map(len, text)))
     for ngram in filter(None, rule):
-        at = string.find(ngram)
-        while at >= 0:
-            token = np.searchsorted(ends, at + len(ngram))
-            on[token] |= ends[token] == at + len(ngram)
-            at = string.find(ngram, at + 1)
+        # Ahead of where they are looked for, so that those which overlap are found too.
+        found = re.finditer(f"(?={re.escape(ngram)})", string)
+        stops = np.fromiter((match.start() for match in found), dtype=int) + len(ngram)
+        tokens = np.searchsorted(ends, stops)
+        on[tokens[ends[tokens] == stops]] = True
     return on
 
 

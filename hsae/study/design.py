@@ -113,7 +113,8 @@ def random_directions(
     """Activations of random directions: what exceeds a threshold by which each is active on such a share of tokens."""
     n = len(projections)
     ranks = np.clip(np.round(densities * n).astype(int), 1, n - 1)
-    thresholds = -np.take_along_axis(np.sort(-projections, 0), ranks[None], 0)
+    columns = zip(projections.T, n - 1 - ranks, strict=True)
+    thresholds = np.array([np.partition(column, rank)[rank] for column, rank in columns])
     return csc_array(np.maximum(projections - thresholds, 0))
 
 
