@@ -105,7 +105,7 @@ def sample(
     tokens = prompt.expand(len(added), -1)
     for _ in range(n_tokens):
         stream = model.residual(tokens[:, -model.context :], layer) + added[:, None]
-        cumulative = model.logits(stream, layer)[:, -1].softmax(-1).cumsum(-1)
+        cumulative = model.last_logits(stream, layer).softmax(-1).cumsum(-1)
         drawn = torch.rand(1, generator=generator).to(cumulative.device) * cumulative[:, -1:]
         tokens = torch.cat([tokens, torch.searchsorted(cumulative, drawn).clamp(max=cumulative.shape[1] - 1)], 1)
     return tokens[:, len(prompt) :]
