@@ -150,6 +150,8 @@ def write(plan: Plan, folder: Path, make: Make, keep: bool, sources: dict[str, s
     assert normalizer
     parallel.wait()
     if parallel.rank() == 0:
+        for part in folder.glob(".*.tmp"):  # of a file that was being written when a run was killed
+            part.unlink()
         numbers = {name: getattr(plan, name) for name in ("layer", "context", "contexts_per_block")}
         tensors = {name: getattr(plan, name) for name in ("starts", "shuffles", "document_starts")}
         files = [fingerprint(_file(folder, block)) for block in range(len(plan))] if keep else []

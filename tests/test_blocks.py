@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from hsae import blocks, variants
+from hsae import blocks, parallel, variants
 from hsae.activations import ActivationConfig, Activations, Normalizer, Store, collect
 from hsae.blocks import Blocks, Plan, Written
 from hsae.checkpoint import Checkpoints
@@ -150,7 +150,9 @@ def test_blocks_that_a_stopped_run_left_are_not_made_again(block: int, tmp_path:
     (tmp_path / "part").mkdir()
     name = f"{block:05d}.safetensors"
     (tmp_path / "part" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    (tmp_path / "part/.00003.safetensors.1234.tmp").write_text("half of it")
     normalizer = blocks.write(p, tmp_path / "part", counting, True, SOURCES)
+    assert len(list((tmp_path / "part").iterdir())) == 5
     assert made == [number for number in range(4) if number != block]
     assert torch.equal(normalizer.mean, expected.normalizer.mean)
     for path in (tmp_path / "whole").iterdir():
@@ -297,6 +299,7 @@ def write_as_a_rank(rank: int, n: int, folder: str) -> None:
         return p.make(residual, TOKENS, *given)  # pyright: ignore
 
     blocks.write(p, Path(folder, "blocks"), watched, True, SOURCES)
+    parallel.wait()  # rank 0 writes the plan
     assert alone == [[(0, False), (1, True), (3, True)], [(0, False), (2, True)]][rank]
     data = Written.read(Path(folder, "blocks")).made(residual, TOKENS, CPU)
     for block in range(4):
