@@ -165,6 +165,7 @@ class Written:
     """What `write` left in a folder."""
 
     folder: Path
+    device: torch.device
     plan: Plan
     normalizer: Normalizer
     files: list[str]
@@ -172,33 +173,36 @@ class Written:
     sources: dict[str, str]
 
     @classmethod
-    def read(cls, folder: Path) -> "Written":
-        """Raises ValueError if the plan, or a block's file, is not the one that was written."""
+    def read(cls, folder: Path, device: torch.device) -> "Written":
+        """What lies there, for blocks on `device`.
+
+        Raises ValueError if the plan, or a block's file, is not the one that was written.
+        """
         tensors, header = read_tensors(folder / PLAN)
         with understanding("the plan of the training split"):
             fields = {name: tensors[name] for name in ("starts", "shuffles", "document_starts")}
-            plan, normalizer = Plan(**fields, **header["plan"]), Normalizer(tensors["mean"], tensors["scale"])
-            written = cls(folder, plan, normalizer, header["files"], header["sources"])
+            normalizer = Normalizer(tensors["mean"].to(device), tensors["scale"].to(device))
+            plan = Plan(**fields, **header["plan"])
+            written = cls(folder, device, plan, normalizer, header["files"], header["sources"])
         for block, expected in enumerate(written.files):
             file = _file(folder, block)
             if not file.is_file() or fingerprint(file) != expected:
                 raise damaged(file, f"it is not the one that {folder / PLAN} names")
         return written
 
-    def kept(self, device: torch.device) -> Blocks:
+    def kept(self) -> Blocks:
         """The blocks in their files."""
-        return Blocks(self.plan, self.normalizer, lambda block: _read_file(_file(self.folder, block), device))
+        return Blocks(self.plan, self.normalizer, lambda block: _read_file(_file(self.folder, block), self.device))
 
-    def made(self, residual: Residual, tokens: Integer[Tensor, " corpus"], device: torch.device) -> Blocks:
+    def made(self, residual: Residual, tokens: Integer[Tensor, " corpus"]) -> Blocks:
         """The same without files; several processes must ask for each block together."""
-        normalizer = Normalizer(self.normalizer.mean.to(device), self.normalizer.scale.to(device))
 
         def get(block: int) -> Store:
             rows = self.plan.make(residual, tokens, block)
-            rows = replace(rows, acts=rows.acts.to(device))
-            return Store(rows, normalizer, self.plan.layer, self.plan.context)
+            rows = replace(rows, acts=rows.acts.to(self.device))
+            return Store(rows, self.normalizer, self.plan.layer, self.plan.context)
 
-        return Blocks(self.plan, normalizer, get)
+        return Blocks(self.plan, self.normalizer, get)
 
 
 def _file(folder: Path, block: int) -> Path:

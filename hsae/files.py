@@ -92,14 +92,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: object = None)
 
 def replace_folder(made: Path, path: Path) -> None:
     """Put a folder that is complete in the place of `path`. Raises OSError, which names `path`."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{which}.tmp") for which in ("new", "old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, new)  # copies it, if that is another disk
         if path.exists():
             path.rename(old)
-        shutil.move(made, path)  # renames it, unless that is on another disk
+        new.rename(path)
         _sync(path.parent)
     except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
         raise OSError(f"cannot write {path}: {error}") from error
     shutil.rmtree(old, ignore_errors=True)
 

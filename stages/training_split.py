@@ -16,9 +16,9 @@ def read_train(stage: Stage, device: torch.device) -> Blocks:
 
     Raises ValueError if that, or the text, is another one than they were planned for.
     """
-    written = Written.read(stage.input("data/activations/train"))
+    written = Written.read(stage.input("data/activations/train"), device)
     if written.files:
-        return written.kept(device)
+        return written.kept()
     model = read_transformer(stage, device)
     tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
     for path, expected in written.sources.items():
@@ -28,4 +28,4 @@ def read_train(stage: Stage, device: torch.device) -> Blocks:
     def residual(tokens: Tensor) -> Tensor:
         return model.residual(tokens.to(device).long(), written.plan.layer)
 
-    return written.made(residual, tokens, device)
+    return written.made(residual, tokens)

@@ -48,9 +48,9 @@ def make(p: Plan, block: int) -> Activations:
 
 def written(folder: Path, p: Plan, keep: bool = True) -> Blocks:
     blocks.write(p, folder, partial(p.make, residual, TOKENS), keep, SOURCES)
-    found = Written.read(folder)
+    found = Written.read(folder, CPU)
     assert found.sources == SOURCES
-    return found.kept(CPU) if keep else found.made(residual, TOKENS, CPU)
+    return found.kept() if keep else found.made(residual, TOKENS)
 
 
 def check_equal(first: Activations, second: Activations) -> None:
@@ -301,7 +301,7 @@ def write_as_a_rank(rank: int, n: int, folder: str) -> None:
     blocks.write(p, Path(folder, "blocks"), watched, True, SOURCES)
     parallel.wait()  # rank 0 writes the plan
     assert alone == [[(0, False), (1, True), (3, True)], [(0, False), (2, True)]][rank]
-    data = Written.read(Path(folder, "blocks")).made(residual, TOKENS, CPU)
+    data = Written.read(Path(folder, "blocks"), CPU).made(residual, TOKENS)
     for block in range(4):
         check_equal(data.block(block).activations, make_alone(p, block))
     dist.destroy_process_group()
@@ -341,7 +341,7 @@ def test_a_block_that_is_not_the_one_that_was_written_is_named(fault: str, tmp_p
         assert len(first.read_bytes()) == len(content)
     expected = r"00001\.safetensors is damaged \(it is not the one that .*plan\.safetensors names\); remove it and run"
     with pytest.raises(ValueError, match=expected):
-        Written.read(tmp_path / "a")
+        Written.read(tmp_path / "a", CPU)
 
 
 def test_a_flipped_bit_of_a_block_is_found_when_training_comes_to_it(tmp_path: Path):
