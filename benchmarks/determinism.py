@@ -18,12 +18,13 @@ import torch
 
 from benchmarks.levels import Some
 from benchmarks.training import THREADS, machine, measure, seconds, trained
-from hsae import activations, config, gpt, hierarchical, language_model, two_level
+from hsae import config, gpt, hierarchical, language_model, two_level
 from hsae.files import read_json, read_tensors, write_json
 from hsae.language_model import TransformerConfig
 from hsae.losses import Coefficients
-from hsae.run import keep_memory
+from hsae.run import Stage, keep_memory
 from hsae.training import Autograd
+from stages.training_split import read_train
 
 BATCH = 2048
 STEPS = 8  # of each at a time
@@ -50,8 +51,7 @@ def transformer_steps() -> Callable[[], None]:
 def trainings() -> Iterator[tuple[str, Callable[[], None]]]:
     """The default run's trainings: by hand, and phase 3 by autograd too."""
     c = config.load(Coefficients)
-    store = activations.read(*read_tensors(Path("data/activations/train.safetensors")), torch.device("cpu"))
-    tokens = Some(store, STEPS * BATCH)
+    tokens = Some(read_train(Stage("determinism"), torch.device("cpu")).first(STEPS * BATCH), STEPS * BATCH)
     yield "transformer", transformer_steps()
     model = hierarchical.load(*read_tensors(Path("models/phase3.safetensors")))
     for name in ("phase 2", "phase 3", "phase 3 by autograd"):

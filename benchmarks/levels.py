@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.training import THREADS, Method, machine, measure, seconds, trained
-from hsae import activations, config, hierarchical, two_level, variants
+from hsae import config, hierarchical, two_level, variants
 from hsae.files import read_tensors, write_json
 from hsae.gradients import level_gradients, level_objective
 from hsae.losses import Coefficients
-from hsae.run import keep_memory
+from hsae.run import Stage, keep_memory
 from hsae.training import Autograd, Shuffled
+from stages.training_split import read_train
 
 BATCHES = [2048, 4096]
 STEPS = 16  # of each at a time
 
 
 class Some:
-    """The first rows of a store."""
+    """The first rows of a store that is in memory."""
 
     def __init__(self, store: Shuffled, n: int):
         self.store, self.n = store, n
@@ -63,7 +64,7 @@ def main(result: str) -> None:
     """Measure and write."""
     torch.set_num_threads(THREADS)
     keep_memory()
-    tokens = activations.read(*read_tensors(Path("data/activations/train.safetensors")), torch.device("cpu"))
+    tokens = read_train(Stage("levels"), torch.device("cpu")).first(STEPS * max(BATCHES))
     rows = []
     for batch in BATCHES:
         timed = [(kind, name, partial(seconds, run)) for kind, name, run in methods(batch, Some(tokens, STEPS * batch))]

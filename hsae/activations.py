@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,27 +11,28 @@ from torch import Tensor
 
 from hsae import parallel
 from hsae.config import check, check_positive
-from hsae.files import understanding
+from hsae.files import understanding, write_tensors
 from hsae.progress import Progress
 
 
 @dataclass
 class ActivationConfig:
-    """Section `extract_activations`: the residual stream after which block (from 0), and how many tokens per split."""
+    """Section `extract_activations`: the residual stream after which block (from 0), and how many tokens per split.
+
+    The training split comes in blocks of `block_tokens` (hsae/blocks.py), which are kept in files or made when needed.
+    """
 
     layer: int
     train_tokens: int
     val_tokens: int
     test_tokens: int
+    block_tokens: int
+    keep: bool
     seed: int
 
     def __post_init__(self) -> None:
         check("layer", self.layer, "0 or above", self.layer >= 0)
-        check_positive(self, ["train_tokens", "val_tokens", "test_tokens"])
-
-    def tokens_per_split(self) -> dict[str, int]:
-        """How many tokens of each split to keep, at most."""
-        return {"train": self.train_tokens, "val": self.val_tokens, "test": self.test_tokens}
+        check_positive(self, ["train_tokens", "val_tokens", "test_tokens", "block_tokens"])
 
     def check_layer(self, n_layer: int) -> None:
         """Raise ValueError if the transformer has no such block."""
@@ -75,7 +77,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class Store:
-    """Activations of one split as read from disk, with the normalisation that the training split defines."""
+    """Activations of a split, or of a block of one, with the normalisation that the training split defines."""
 
     activations: Activations
     normalizer: Normalizer
@@ -103,6 +105,11 @@ class Store:
         first = self.activations.offsets[:: self.context, None].long()
         return tokens[first + torch.arange(self.context + 1)]
 
+    def write(self, path: Path) -> None:
+        """Write what `read` reads."""
+        tensors = {**vars(self.activations), **vars(self.normalizer)}
+        write_tensors(path, tensors, {"layer": self.layer, "context": self.context})
+
 
 def read(tensors: dict[str, Tensor], header: dict[str, Any], device: torch.device) -> Store:
     """The store saved as these tensors and header, activations on `device`. Raises ValueError if its parts disagree."""
@@ -122,23 +129,24 @@ def collect(
     first_offsets: Int[Tensor, " window"],
     document_starts: Int[Tensor, " document"],
     shuffle: torch.Generator | None = None,
+    bar: Progress | None = None,
+    each: Callable[..., Iterator[Tensor]] = parallel.in_turn,
 ) -> Activations:
     """Residual stream at every input position of `windows`, in order, or, given a generator, all tokens shuffled.
 
-    `residual` maps tokens to their residual stream; `first_offsets` are the windows' offsets in the corpus. Several
-    processes (hsae/parallel.py) share out the windows, and all get the same. Raises ValueError if an activation is not
-    finite.
+    `residual` maps tokens to their residual stream; `first_offsets` are the windows' offsets in the corpus; `bar`
+    counts windows. Several processes (hsae/parallel.py) share out the windows, and all get the same, unless `each` is
+    `map`: then this one does all. Raises ValueError if an activation is not finite.
     """
     n_windows, context = windows.shape[0], windows.shape[1] - 1
     n = n_windows * context
     place = torch.arange(n) if shuffle is None else torch.randperm(n, generator=shuffle)
     acts = None
-    with Progress("extract_activations", n_windows) as bar:
-        places = place.split(64 * context)
-        chunks = parallel.in_turn(lambda chunk: residual(chunk[:, :-1]).flatten(0, 1), windows.split(64))
-        for places_of_chunk, chunk in zip(places, chunks, strict=True):
-            acts = torch.empty(n, chunk.shape[1]) if acts is None else acts
-            acts[places_of_chunk] = chunk.cpu()
+    chunks = each(lambda chunk: residual(chunk[:, :-1]).flatten(0, 1), windows.split(64))
+    for places, chunk in zip(place.split(64 * context), chunks, strict=True):
+        acts = torch.empty(n, chunk.shape[1]) if acts is None else acts
+        acts[places] = chunk.cpu()
+        if bar:
             bar.advance(len(chunk) // context)
     if acts is None or not acts.isfinite().all():
         raise ValueError("the transformer's activations are not finite: train it again with a lower learning rate.")

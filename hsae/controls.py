@@ -31,6 +31,7 @@ from hsae.feature_clustering import FeatureClusteringConfig
 from hsae.hierarchical import HierarchicalSAE, validate
 from hsae.latent_classes import Text
 from hsae.losses import Coefficients
+from hsae.progress import Progress
 from hsae.sae import SAE
 from hsae.shared_information import InformationConfig
 from hsae.sharpening import Sharpening, phase1
@@ -166,7 +167,8 @@ def _collected(
     positions = store.activations.positions.long()
     starts, context = (store.activations.offsets - positions).unique(return_inverse=True)
     windows = tokens[starts[:, None] + torch.arange(store.context + 1)]
-    in_order = collect(residual, windows, starts, torch.zeros(1, dtype=torch.long))
+    with Progress("activations", len(windows)) as bar:
+        in_order = collect(residual, windows, starts, torch.zeros(1, dtype=torch.long), bar=bar)
     return in_order.acts[context * store.context + positions]
 
 

@@ -10,6 +10,7 @@ header and of all tensors. Reading checks it in full, which takes 0.65 s for the
 import hashlib
 import json
 import os
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,16 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
+def fingerprint(path: Path) -> str:
+    """sha256 of the head of a safetensors file, in hexadecimal digits.
+
+    The head has a sha256 of all the rest: whatever `read_tensors` accepts is told apart by it, and no tensor is read.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return hashlib.sha256(file.read(min(length, path.stat().st_size))).hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text."""
     _write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -79,12 +90,28 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: object = None)
     _write(path, lambda temporary: safetensors.torch.save_file(contiguous, temporary, metadata))
 
 
+def replace_folder(made: Path, path: Path) -> None:
+    """Put a folder that is complete in the place of `path`. Raises OSError, which names `path`."""
+    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{which}.tmp") for which in ("new", "old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, new)  # copies it, if that is another disk
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise OSError(f"cannot write {path}: {error}") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def read_json(path: Path) -> Any:
     """Read JSON; its objects are `Content`. Raises ValueError, in one line, if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_hook=partial(Content, path))
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -98,13 +125,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
             envelope = json.loads((file.metadata() or {}).get("header", "null"), object_hook=partial(Content, path))
             tensors = Content(path, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     written = envelope.get("format") if isinstance(envelope, dict) else None
     if written != FORMAT:
         raise ValueError(f"{path} has no envelope of format {FORMAT}, an older hsae wrote it: run `dvc repro`.")
     header = envelope.get("header")
     if envelope.get("sha256") != _sha256(tensors, header):
-        raise _damaged(path, "its sha256 is not the one that was written")
+        raise damaged(path, "its sha256 is not the one that was written")
     _check_finite(path, tensors)
     return tensors, header
 
@@ -122,7 +149,8 @@ def understanding(what: str) -> Iterator[None]:
         raise ValueError(f"{what} is not what its stage writes ({reason}): run `dvc repro`.") from error
 
 
-def _damaged(path: Path, reason: object) -> ValueError:
+def damaged(path: Path, reason: object) -> ValueError:
+    """The error that says so."""
     shortened = textwrap.shorten(str(reason), 200)
     return ValueError(f"{path} is damaged ({shortened}); remove it and run `dvc checkout` or `dvc repro`.")
 

@@ -101,6 +101,11 @@ def first_says(number: int) -> int:
     return int(total(torch.tensor(number if rank() == 0 else 0, device=_device())))
 
 
+def wait() -> None:
+    """Wait until all processes have come here."""
+    first_says(0)
+
+
 def check_alike(model: nn.Module) -> None:
     """Raise ValueError if the processes' parameters are not the same to the bit, as each computes its own steps."""
     if size() == 1:

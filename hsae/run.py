@@ -23,7 +23,7 @@ import torch
 
 from hsae import config
 from hsae.config import check
-from hsae.files import digest
+from hsae.files import digest, fingerprint
 from hsae.signals import die_with_parent, interruptible
 
 T = TypeVar("T")
@@ -69,23 +69,25 @@ class Stage:
         return value
 
     def input(self, path: str) -> Path:
-        """A file that another stage wrote. Raises ValueError if it is not there, or not the one that DVC recorded.
+        """A file, or a folder, that another stage wrote.
 
-        Of tensors, which are large and carry a sha256 of their own, only the size is compared with DVC's record.
+        Raises ValueError if it is not there, or not the one that DVC recorded. Of tensors, which are large and carry a
+        sha256 of their own, only the size is compared with that; of a folder of them the number of files, too.
         """
-        file = Path(path)
-        if not file.is_file():
-            raise ValueError(f"input {file} is missing: run `dvc repro` (or `dvc checkout`).")
-        self._inputs[file] = _signature(file)
-        md5, size = _recorded(path)
-        same = size in (None, file.stat().st_size) and (
-            file.suffix == ".safetensors" or md5 in (None, digest(file, "md5"))
-        )
-        if not same:
-            raise ValueError(
-                f"input {file} is not what {LOCK} records: remove it and run `dvc checkout` or `dvc repro`."
-            )
-        return file
+        given = Path(path)
+        files = sorted(file for file in (given, *given.rglob("*")) if file.is_file())
+        if not files:
+            raise ValueError(f"input {given} is missing: run `dvc repro` (or `dvc checkout`).")
+        self._inputs |= {file: _signature(file) for file in files}
+        if recorded := _recorded(path):
+            md5, size, n = recorded
+            same = (size, n) == (sum(file.stat().st_size for file in files), len(files))
+            has_sha256 = all(file.suffix == ".safetensors" for file in files)
+            if not same or not (has_sha256 or md5 == digest(given, "md5")):
+                raise ValueError(
+                    f"input {given} is not what {LOCK} records: remove it and run `dvc checkout` or `dvc repro`."
+                )
+        return given
 
     def device(self) -> torch.device:
         """Choose the device, and set how torch computes: number of threads, deterministically, TF32 on a GPU."""
@@ -144,7 +146,7 @@ class Stage:
     def _key(self) -> str:
         """Hash of the code, torch's version, the parameters and the content of the inputs."""
         read = [repr(value) for _, _, value in self._params]
-        read += [f"{path}: {digest(path)}" for path in self._inputs]
+        read += [f"{path}: {_content(path)}" for path in self._inputs]
         read.append(torch.__version__)
         return hashlib.sha256("\n".join([*read, *self._code.values()]).encode()).hexdigest()[:16]
 
@@ -162,6 +164,12 @@ def stage(name: str) -> Iterator[Stage]:
         sys.exit(f"error: {name}: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(f"error: {name}: stopped before its end")
+
+
+def lock_entry(stage: str) -> str:
+    """What dvc.lock records of a stage, as it stands there; empty if it records nothing."""
+    entry = re.search(rf"^  {re.escape(stage)}:\n(?:    .*\n)+", _lock(), re.MULTILINE)
+    return entry[0] if entry else ""
 
 
 def keep_memory() -> None:
@@ -183,12 +191,6 @@ def _code() -> list[Path]:
     files = [Path(name) for name in names if name]
     own = [file for file in files if file.parent.parent == here or file.parent.parent.parent == here]
     return sorted([*own, *(file.with_suffix(".cpp") for file in own if file.with_suffix(".cpp").is_file())])
-
-
-def lock_entry(stage: str) -> str:
-    """What dvc.lock records of a stage, as it stands there; empty if it records nothing."""
-    entry = re.search(rf"^  {re.escape(stage)}:\n(?:    .*\n)+", _lock(), re.MULTILINE)
-    return entry[0] if entry else ""
 
 
 @contextmanager
@@ -237,13 +239,21 @@ def _lock() -> str:
     return LOCK.read_text(encoding="utf-8") if LOCK.is_file() else ""
 
 
-def _recorded(path: str) -> tuple[str | None, int | None]:
-    """MD5 and size that dvc.lock has for an output; nothing for what is no output, or where DVC never ran."""
+def _content(path: Path) -> str:
+    """A hash of a file's content."""
+    return fingerprint(path) if path.suffix == ".safetensors" else digest(path)
+
+
+def _recorded(path: str) -> tuple[str, int, int] | None:
+    """MD5, size and number of files that dvc.lock has for an output.
+
+    Nothing for what is no output, or where DVC never ran. The MD5 of a folder is that of a list of its files' MD5.
+    """
+    numbers = r"\n +hash: md5\n +md5: (\w{32})(?:\.dir)?\n +size: (\d+)\n(?: +nfiles: (\d+)\n)?"
     for section in re.findall(r"^    outs:\n((?:    [- ].*\n)+)", _lock(), re.MULTILINE):
-        entry = re.search(rf"- path: {re.escape(path)}\n +hash: md5\n +md5: (\w{{32}})\n +size: (\d+)\n", section)
-        if entry:
-            return entry[1], int(entry[2])
-    return None, None
+        if entry := re.search(rf"- path: {re.escape(path)}{numbers}", section):
+            return entry[1], int(entry[2]), int(entry[3] or 1)
+    return None
 
 
 def _has_cuda() -> bool:

@@ -39,13 +39,13 @@ def phase1(
     """Train level 1 alone, and sharpen it; returns the curve."""
     gradients = level_gradients(model, c.weight_x_from_h1)
     curve = fit("phase1", model, data, gradients, phase, seed, dead_tokens, checkpoints)
-    if sharpening.n_steps(len(data)):
+    if sharpening.n_steps(data):
         model.beta.mul_(sharpening.price)
         model.W_dec.requires_grad_(False)
         gradients = level_gradients(model, c.weight_x_from_h1)
         # Nothing is revived: that would give directions.
         later = fit("phase1, sharpening", model, data, gradients, sharpening, seed, 0, checkpoints)
         model.W_dec.requires_grad_(True)
-        steps = phase.n_steps(len(data))
+        steps = phase.n_steps(data)
         curve += [{**row, "step": steps + row["step"]} for row in later]
     return curve

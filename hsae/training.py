@@ -29,6 +29,20 @@ Where processes train together, it is called with a share of the batch: means ov
 """
 
 
+@runtime_checkable
+class Shuffled(Protocol):
+    """What `fit` needs of its data: as many rows as `len` says, already shuffled, readable in slices.
+
+    Data that are not in memory as a whole say by an attribute `rows_per_block` how many of them are at a time.
+    """
+
+    def __len__(self) -> int: ...
+
+    def x(self, rows: slice) -> Float[Tensor, "batch d_in"]:
+        """Inputs at some rows."""
+        ...
+
+
 @dataclass
 class Phase:
     """Sections `phase1`, `phase2`, `phase3`: length (in passes over the tokens) and learning rate of a training phase.
@@ -49,21 +63,10 @@ class Phase:
         for name in ("decay_fraction", "anneal_fraction"):
             check(name, getattr(self, name), "in [0, 1]", 0 <= getattr(self, name) <= 1)
 
-    def n_steps(self, n_tokens: int) -> int:
-        """Number of optimizer steps on so many tokens."""
+    def n_steps(self, data: Shuffled) -> int:
+        """Number of optimizer steps on some data."""
         # Rounded first: 0.07 * 100 is a little more than 7.
-        return math.ceil(round(self.epochs * max(n_tokens // self.batch_size, 1), 6))
-
-
-@runtime_checkable
-class Shuffled(Protocol):
-    """What `fit` needs of its data: as many rows as `len` says, already shuffled, readable in slices."""
-
-    def __len__(self) -> int: ...
-
-    def x(self, rows: slice) -> Float[Tensor, "batch d_in"]:
-        """Inputs at some rows."""
-        ...
+        return math.ceil(round(self.epochs * Batches(data, self.batch_size, 0).n, 6))
 
 
 @runtime_checkable
@@ -134,9 +137,9 @@ def fit(
     assert isinstance(model, nn.Module)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=phase.lr, fused=True)
     model.train()
-    n_steps = phase.n_steps(len(data))
+    n_steps = phase.n_steps(data)
     checkpoints = checkpoints.of(label)
-    batches, log = Batches(len(data), phase.batch_size, seed), _Log()
+    batches, log = Batches(data, phase.batch_size, seed), _Log()
     parallel.check_batch(batches.size)
     if saved := _last(checkpoints):
         restore(saved.tensors, model, optimizer, batches.generator)
@@ -182,19 +185,30 @@ def _last(checkpoints: Checkpoints) -> Saved | None:
 
 
 class Batches:
-    """Contiguous batches of shuffled tokens, in a fresh order every epoch, without the incomplete last one."""
+    """Contiguous batches of shuffled tokens: every epoch the blocks in a fresh order, and each block's batches in one.
 
-    def __init__(self, n_tokens: int, batch_size: int, seed: int):
-        self.size = max(min(batch_size, n_tokens), 1)
-        self.n = max(n_tokens // self.size, 1)
+    No batch crosses blocks: the tokens at a block's end that fill none are left out, and so is a last block that is
+    shorter than a batch. All are of one size, and there are `n` in an epoch. Raises ValueError if they are larger than
+    a block.
+    """
+
+    def __init__(self, data: Shuffled, batch_size: int, seed: int):
+        n, block = len(data), getattr(data, "rows_per_block", len(data))
+        self.size = max(min(batch_size, n), 1)
+        check("batch_size", self.size, f"at most the tokens of a block (={block})", self.size <= block)
+        firsts = [range(at, min(at + block, n) - self.size + 1, self.size) for at in range(0, n, block)]
+        self.firsts = [of_block for of_block in firsts if of_block]
+        self.n = sum(map(len, self.firsts))
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.long)
 
     def rows(self, step: int) -> slice:
         """The batch of a step; steps are asked for one after the other."""
         if step % self.n == 0:
-            self.order = torch.randperm(self.n, generator=self.generator)
-        first = int(self.order[step % self.n]) * self.size
+            blocks = [self.firsts[i] for i in torch.randperm(len(self.firsts), generator=self.generator)]
+            orders = [torch.randperm(len(block), generator=self.generator) for block in blocks]
+            self.order = torch.cat([block.start + self.size * o for block, o in zip(blocks, orders, strict=True)])
+        first = int(self.order[step % self.n])
         return slice(first, first + self.size)
 
 

@@ -7,7 +7,7 @@ from hsae import run
 from hsae.clustering import ClusteringConfig, fit_clusters
 from hsae.dictionary import DictionaryConfig
 from hsae.files import write_tensors
-from stages.files import read_store
+from stages.training_split import read_train
 
 
 def main(method: str) -> None:
@@ -16,7 +16,7 @@ def main(method: str) -> None:
         device = stage.device()
         config = stage.params(ClusteringConfig, "clustering_baseline")
         dictionary = stage.params(DictionaryConfig)
-        train = read_store(stage, "train", device)
+        train = read_train(stage, device)
         x = train.x(slice(0, config.fit_tokens)).cpu().numpy()
         tensors = fit_clusters(method, x, dictionary.widths(train.d_in), config, dictionary.seed)
         write_tensors(Path(f"models/{stage.name}.safetensors"), tensors)

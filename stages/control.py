@@ -18,6 +18,7 @@ from hsae.latent_classes import Text
 from hsae.shared_information import InformationConfig
 from stages.budget import read_training
 from stages.files import read_store
+from stages.training_split import read_train
 from stages.transformer import read_transformer, read_untrained
 
 
@@ -34,7 +35,7 @@ def main(control: Control) -> None:
         training = replace(training, dictionary=replace(training.dictionary, seed=seed))
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
-        train = controls.contexts(read_store(stage, "train", device), config.tokens)
+        train = controls.contexts(read_train(stage, device).first(config.tokens), config.tokens)
         test = controls.contexts(read_store(stage, "test", device), config.test_tokens)
         if control == Control.random_transformer:
             train, test = controls.of_transformer(read_untrained(stage, device, transformer_seed), train, test, tokens)

@@ -1,16 +1,21 @@
-"""Transformer -> its residual stream at one layer: shuffled for training, in order for validation and test."""
+"""Transformer -> its residual stream at one layer: in shuffled blocks to train on, in order to evaluate on."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hsae import run
-from hsae.activations import ActivationConfig, Normalizer, collect
+from hsae import blocks, run
+from hsae.activations import ActivationConfig, Store, collect
+from hsae.blocks import Plan
 from hsae.data import windows
-from hsae.files import read_json, read_tensors, write_tensors
+from hsae.files import fingerprint, read_json, read_tensors, replace_folder
 from hsae.processes import leads, start, together
+from hsae.progress import Progress
 from stages.transformer import read_transformer
+
+SOURCES = ("models/transformer.safetensors", "data/tokens.safetensors")
 
 
 def main() -> None:
@@ -25,28 +30,27 @@ def main() -> None:
         corpus = read_json(stage.input("data/corpus.json"))
         document_starts = torch.tensor([document["start"] for document in corpus["documents"]])
         context = model.context
-        generator = torch.Generator().manual_seed(config.seed)
-        stored = {}
+        begins = {name: begin for name, (begin, _) in corpus["splits"].items()}
+        cut = {name: windows(tokens[slice(*ends)], context) for name, ends in corpus["splits"].items()}
+        plan = Plan.draw(len(cut["train"]), begins["train"], document_starts, context, config)
+        sources = {path: fingerprint(Path(path)) for path in SOURCES}
 
         def residual(tokens: Tensor) -> Tensor:
             return model.residual(tokens.to(device).long(), config.layer)
 
-        with together(stage, device):
-            for name, n_tokens in config.tokens_per_split().items():
-                begin, end = corpus["splits"][name]
-                cut = windows(tokens[begin:end], context)
-                first_offsets = begin + torch.arange(len(cut)) * context
-                shuffled = name == "train"
-                chosen = torch.randperm(len(cut), generator=generator) if shuffled else torch.arange(len(cut))
-                chosen = chosen[: max(n_tokens // context, 1)]
-                shuffle = generator if shuffled else None
-                stored[name] = collect(residual, cut[chosen], first_offsets[chosen], document_starts, shuffle)
+        with together(stage, device) as folder:
+            made = folder / "train"
+            normalizer = blocks.write(plan, made, partial(plan.make, residual, tokens), config.keep, sources)
+            for name, n_tokens in {"val": config.val_tokens, "test": config.test_tokens}.items():
+                chosen = cut[name][: max(n_tokens // context, 1)]
+                first_offsets = begins[name] + torch.arange(len(chosen)) * context
+                with Progress("extract_activations", len(chosen)) as bar:
+                    rows = collect(residual, chosen, first_offsets, document_starts, bar=bar)
+                if leads():
+                    store = Store(rows, normalizer, config.layer, context)
+                    store.write(Path(f"data/activations/{name}.safetensors"))
             if leads():
-                normalizer = Normalizer.fit(stored["train"].acts)
-                for name, acts in stored.items():
-                    tensors = {**vars(acts), **vars(normalizer)}
-                    header = {"layer": config.layer, "context": context}
-                    write_tensors(Path(f"data/activations/{name}.safetensors"), tensors, header)
+                replace_folder(made, Path("data/activations/train"))
 
 
 if __name__ == "__main__":

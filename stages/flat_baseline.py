@@ -17,6 +17,7 @@ from hsae.metrics import summarize
 from hsae.processes import leads, start, together
 from hsae.training import Phase, fit
 from stages.files import read_store, write_trained
+from stages.training_split import read_train
 
 
 def main(name: str, variant: str, level: int) -> None:
@@ -31,7 +32,7 @@ def main(name: str, variant: str, level: int) -> None:
         dead_tokens = stage.params(LatentConfig).dead_tokens
         start(stage, device)
         l0 = read_json(stage.input(f"models/l0/level{level}.json"))["l0"]
-        train, val = (read_store(stage, split, device) for split in ("train", "val"))
+        train, val = read_train(stage, device), read_store(stage, "val", device)
         torch.manual_seed(dictionary.seed)
         model = flat.build(variant, train.d_in, dictionary.widths(train.d_in)[level - 1], l0, config.initial_beta).to(
             device

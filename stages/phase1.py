@@ -11,6 +11,7 @@ from hsae.processes import leads, start, together
 from hsae.sharpening import Sharpening, phase1
 from hsae.training import Phase
 from stages.files import read_store, write_trained
+from stages.training_split import read_train
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
         dictionary = stage.params(DictionaryConfig)
         latents = stage.params(LatentConfig)
         start(stage, device)
-        train, val = (read_store(stage, split, device) for split in ("train", "val"))
+        train, val = read_train(stage, device), read_store(stage, "val", device)
         torch.manual_seed(dictionary.seed)
         width = dictionary.widths(train.d_in)[0]
         model = variants.build(latents.activation, train.d_in, width, k=latents.k1, beta=c.beta1).to(device)

@@ -10,6 +10,7 @@ from hsae.losses import Coefficients
 from hsae.processes import leads, start, together
 from hsae.training import Phase
 from stages.files import read_store, write_trained
+from stages.training_split import read_train
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
         latents = stage.params(LatentConfig)
         start(stage, device)
         level1 = variants.load(*read_tensors(stage.input("models/phase1.safetensors"))).to(device)
-        train, val = (read_store(stage, split, device) for split in ("train", "val"))
+        train, val = read_train(stage, device), read_store(stage, "val", device)
         width = dictionary.widths(train.d_in)[1]
 
         with together(stage, device) as folder:

@@ -12,6 +12,7 @@ from hsae.losses import Coefficients
 from hsae.processes import leads, start, together
 from hsae.training import Phase
 from stages.files import read_store, write_trained
+from stages.training_split import read_train
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
         dead_tokens = stage.params(LatentConfig).dead_tokens_later
         start(stage, device)
         model = hierarchical.load(*read_tensors(stage.input("models/phase2.safetensors"))).to(device)
-        train, val = (read_store(stage, split, device) for split in ("train", "val"))
+        train, val = read_train(stage, device), read_store(stage, "val", device)
 
         with together(stage, device) as folder:
             curve = phase3(model, train, c, phase, dead_tokens, seed, Checkpoints(folder))

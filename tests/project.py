@@ -18,7 +18,10 @@ TINY = {
         "n_layer": 2, "n_head": 2, "d_model": 16, "context": 32, "steps": 30, "warmup_steps": 5,
         "eval_interval": 10, "eval_windows": 8, "sample_chars": 40,
     },
-    "extract_activations": {"layer": 0, "train_tokens": 8192, "val_tokens": 1024, "test_tokens": 2048},
+    "extract_activations": {
+        "layer": 0, "train_tokens": 8192, "val_tokens": 1024, "test_tokens": 2048,
+        "block_tokens": 8192, "keep": True,
+    },
     "phase1": {"epochs": 2, "batch_size": 512},
     "phase2": {"epochs": 2, "batch_size": 512},
     "phase3": {"epochs": 1, "batch_size": 512},

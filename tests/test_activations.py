@@ -133,7 +133,7 @@ def tensors_of(store: Store) -> dict[str, torch.Tensor]:
 
 def test_a_store_comes_back_from_its_file(store: Store, tmp_path):
     path = tmp_path / "test.safetensors"
-    files.write_tensors(path, tensors_of(store), {"layer": LAYER, "context": CONTEXT})
+    store.write(path)
     loaded = activations.read(*files.read_tensors(path), torch.device("cpu"))
     assert (loaded.layer, loaded.context) == (LAYER, CONTEXT)
     for name, tensor in tensors_of(store).items():
@@ -152,7 +152,7 @@ def test_a_store_whose_tensors_differ_in_length_is_refused(store: Store, name: s
 
 @pytest.mark.parametrize(("layer", "n_layer"), [(3, 3), (7, 4)])
 def test_a_layer_that_the_transformer_does_not_have_is_refused(layer: int, n_layer: int):
-    config = ActivationConfig(layer, 10, 20, 30, 0)
+    config = ActivationConfig(layer, 10, 20, 30, 5, keep=True, seed=0)
     config.check_layer(layer + 1)
     expected = rf"`extract_activations.layer` must be in 0..{n_layer - 1} \(the blocks\); not {layer}"
     with pytest.raises(ValueError, match=expected):
@@ -162,10 +162,11 @@ def test_a_layer_that_the_transformer_does_not_have_is_refused(layer: int, n_lay
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ((-1, 1, 1, 1, 0), "`layer` must be 0 or above; not -1"),
-        ((0, 1, 0, 1, 0), "`val_tokens` must be above 0; not 0"),
+        ((-1, 1, 1, 1, 1), "`layer` must be 0 or above; not -1"),
+        ((0, 1, 0, 1, 1), "`val_tokens` must be above 0; not 0"),
+        ((0, 1, 1, 1, 0), "`block_tokens` must be above 0; not 0"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(values: tuple, expected: str):
     with pytest.raises(ValueError, match=expected):
-        ActivationConfig(*values)
+        ActivationConfig(*values, keep=True, seed=0)

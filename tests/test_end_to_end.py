@@ -187,11 +187,11 @@ def test_a_bad_text_file_is_refused_by_name(project: Project, content: bytes, me
 
 
 def test_a_truncated_activation_store_is_refused_by_name(project: Project):
-    store = project.path / "data/activations/train.safetensors"
+    store = project.path / "data/activations/train/00000.safetensors"
     content = store.read_bytes()
     store.unlink()  # the file is a link into DVC's cache
     store.write_bytes(content[:-1000])
-    assert "data/activations/train.safetensors is not what dvc.lock records" in refused(project.stage("phase1"))
+    assert "data/activations/train is not what dvc.lock records" in refused(project.stage("phase1"))
 
 
 def test_dvc_reports_a_refused_stage_and_records_nothing(project: Project):

@@ -56,7 +56,8 @@ READERS = {
     "data/tokenizer.json": "train_transformer",
     "data/corpus.json": "train_transformer",
     "models/transformer.safetensors": "extract_activations",
-    "data/activations/train.safetensors": "phase1",
+    "data/activations/train/00001.safetensors": "phase1",
+    "data/activations/train/plan.safetensors": "phase1",
     "data/activations/val.safetensors": "phase1",
     "data/activations/test.safetensors": "evaluate_hsae",
     "models/phase1.safetensors": "phase2",
@@ -70,6 +71,8 @@ READERS = {
     "metrics/hsae.json": "evaluate",
 }
 TENSORS = [path for path in READERS if path.endswith(".safetensors")]
+TRAIN = "data/activations/train"  # a folder, which DVC records as a whole
+BLOCK = f"{TRAIN}/00001.safetensors"
 FOLDERS = ("data", "models", "metrics", "plots")
 
 
@@ -88,6 +91,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     shutil.copy(ROOT / "dvc.yaml", folder)
     params = OmegaConf.merge(OmegaConf.load(ROOT / "params.yaml"), TINY, {"threads": 1, "device": "cpu"})
+    params.extract_activations.block_tokens = 5000
     OmegaConf.save(params, folder / "params.yaml")
     (folder / "study").mkdir()
     (folder / "study/responses.jsonl").touch()
@@ -98,13 +102,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for main in PIPELINE.values():
             main()
     shutil.rmtree(folder / ".ckpt")
-    lock = "schema: '2.0'\nstages:\n  all:\n    outs:\n"
+    lock, train = "schema: '2.0'\nstages:\n  all:\n    outs:\n", []
     for path, content in outputs(folder).items():
-        lock += (
-            f"    - path: {path}\n      hash: md5\n      md5: {md5(content).hexdigest()}\n      size: {len(content)}\n"
-        )
+        if path.startswith(TRAIN):
+            train.append(len(content))
+        else:
+            lock += entry(path, md5(content).hexdigest(), len(content))
+    assert len(train) == 3
+    lock += entry(TRAIN, f"{'0' * 32}.dir", sum(train)) + "      nfiles: 3\n"
     (folder / "dvc.lock").write_text(lock)
     return folder
+
+
+def entry(path: str, digest: str, size: int) -> str:
+    return f"    - path: {path}\n      hash: md5\n      md5: {digest}\n      size: {size}\n"
 
 
 @pytest.fixture
@@ -121,6 +132,11 @@ def workspace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 def outputs(folder: Path) -> dict[str, bytes]:
     found = (path for name in FOLDERS for path in sorted((folder / name).rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def recorded(path: str) -> str:
+    """What dvc.lock records a file as, or as a part of."""
+    return TRAIN if path.startswith(TRAIN) else path
 
 
 def refused(stage: str) -> str:
@@ -142,7 +158,7 @@ def set_params(values: dict[str, object]) -> None:
 def test_a_truncated_file_is_refused_by_the_stage_that_reads_it(workspace: Path, path: str):
     content = (workspace / path).read_bytes()
     (workspace / path).write_bytes(content[:-2])
-    assert f"{path} is not what dvc.lock records" in refused(READERS[path])
+    assert f"{recorded(path)} is not what dvc.lock records" in refused(READERS[path])
     (workspace / "dvc.lock").unlink()
     if path not in TENSORS:  # then nothing tells where a table ends
         return
@@ -166,13 +182,51 @@ def test_any_flipped_bit_is_refused(workspace: Path, path: str):
 def test_another_stages_file_is_refused_with_and_without_a_record(workspace: Path, path: str):
     transformer, phase1 = "models/transformer.safetensors", "models/phase1.safetensors"
     shutil.copy(phase1 if path == transformer else transformer, path)
-    assert f"{path} is not what dvc.lock records" in refused(READERS[path])
+    assert f"{recorded(path)} is not what dvc.lock records" in refused(READERS[path])
     (workspace / "dvc.lock").unlink()
-    assert re.search("is not what its stage writes|lacks `", refused(READERS[path]))
+    expected = "is not what its stage writes|lacks `" if path != BLOCK else "is damaged .it is not the one that"
+    assert re.search(expected, refused(READERS[path]))
+
+
+def test_a_block_that_is_missing_is_refused_with_and_without_a_record(workspace: Path):
+    (workspace / BLOCK).unlink()
+    assert f"{TRAIN} is not what dvc.lock records" in refused("phase1")
+    (workspace / "dvc.lock").unlink()
+    assert f"{BLOCK} is damaged (it is not the one that {TRAIN}/plan.safetensors names)" in refused("phase1")
+    shutil.rmtree(workspace / TRAIN)
+    assert f"input {TRAIN} is missing" in refused("phase1")
 
 
 @pytest.mark.usefixtures("workspace")
-@pytest.mark.parametrize("path", TENSORS[1:])
+def test_blocks_in_each_others_places_are_refused():
+    first, second = Path(TRAIN, "00000.safetensors"), Path(BLOCK)
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    assert f"{first} is damaged (it is not the one that" in refused("phase1")
+
+
+@pytest.mark.usefixtures("workspace")
+def test_training_without_kept_blocks_is_the_same_and_refuses_another_transformer():
+    before = outputs(Path())
+    Path("dvc.lock").unlink()
+    set_params({"extract_activations": {"keep": False}})
+    PIPELINE["extract_activations"]()
+    assert sorted(Path(TRAIN).iterdir()) == [Path(TRAIN, "plan.safetensors")]
+    for name in ("phase1", "phase2", "phase3", "flat_baseline/topk", "clustering_baseline/kmeans"):
+        PIPELINE[name]()
+    after = outputs(Path())
+    assert {path: after.get(path) for path in before if TRAIN not in path} == {
+        path: content for path, content in before.items() if TRAIN not in path
+    }
+    tensors, header = files.read_tensors(Path("models/transformer.safetensors"))
+    files.write_tensors(Path("models/transformer.safetensors"), {n: t.clone() + 1 for n, t in tensors.items()}, header)
+    expected = f"models/transformer.safetensors is not the one that {TRAIN} was planned for: run `dvc repro`"
+    assert expected in refused("phase1")
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("path", [path for path in TENSORS[1:] if path != BLOCK])
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 def test_a_number_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch, path: str, bad: float):
     tensors, header = files.read_tensors(Path(path))
@@ -230,7 +284,7 @@ def test_a_disk_that_is_really_full_leaves_the_old_file(tmp_path: Path):
 def test_a_file_in_the_place_of_a_folder_is_named(workspace: Path):
     shutil.rmtree(workspace / "data/activations")
     (workspace / "data/activations").touch()
-    assert "cannot write data/activations/train.safetensors" in refused("extract_activations")
+    assert "cannot write data/activations/val.safetensors" in refused("extract_activations")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -249,7 +303,7 @@ def test_clocks_that_run_backwards_change_nothing(workspace: Path, monkeypatch: 
         monkeypatch.setattr(time, name, lambda: float(next(seconds)))
     monkeypatch.setattr("tqdm.std.time", time.time)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    os.utime("data/activations/train.safetensors", (2**33, 2**33))
+    os.utime(BLOCK, (2**33, 2**33))
     os.utime("data/activations/val.safetensors", (0, 0))
     PIPELINE["phase1"]()
     assert outputs(workspace) == before

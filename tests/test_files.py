@@ -145,3 +145,21 @@ def test_csv_has_no_index_and_six_significant_digits(tmp_path: Path):
 def test_a_figure_is_written_as_png(tmp_path: Path):
     files.write_figure(tmp_path / "a.png", Figure(figsize=(1, 1)))
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_takes_the_place_of_another_or_of_none(tmp_path: Path):
+    for content in ("first", "second"):
+        made = tmp_path / "elsewhere"
+        made.mkdir()
+        (made / content).write_text(content)
+        files.replace_folder(made, tmp_path / "data/train")
+        assert [path.name for path in (tmp_path / "data").rglob("*")] == ["train", content]
+        assert not made.exists()
+
+
+def test_a_folder_that_cannot_be_put_in_its_place_is_named_and_the_old_one_stays(tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/old").touch()
+    with pytest.raises(OSError, match=r"cannot write .*/train: .*No such file"):
+        files.replace_folder(tmp_path / "nowhere", tmp_path / "train")
+    assert [path.name for path in tmp_path.rglob("*")] == ["train", "old"]

@@ -124,7 +124,7 @@ def test_rivals_train_for_as_long_as_all_phases(monkeypatch: pytest.MonkeyPatch)
     fit = ground_truth.fit
 
     def counting(label: str, model: object, data: Samples, gradients: object, phase: Phase, *rest: int) -> object:
-        steps[label] = phase.n_steps(len(data))
+        steps[label] = phase.n_steps(data)
         return fit(label, model, data, gradients, phase, *rest)  # pyright: ignore
 
     monkeypatch.setattr(ground_truth, "fit", counting)

@@ -62,6 +62,7 @@ def test_every_stage_module_stands_in_the_pipeline():
         "files",
         "raised",
         "trained",
+        "training_split",
         "transformer",
     }
     assert modules == set(STAGES)

@@ -186,6 +186,26 @@ def test_a_stage_that_is_killed_and_run_again_writes_the_same_bytes(tmp_path: Pa
     assert not list((project.path / ".ckpt/train_transformer").iterdir())
 
 
+def test_an_extraction_that_is_killed_and_run_again_keeps_the_blocks_that_it_had(tmp_path: Path):
+    project = Project.create(tmp_path / "project", tmp_path / "site")
+    project.set_params({"extract_activations": {"train_tokens": 20_000, "block_tokens": 64}})
+    for module in ("prepare_data", "train_transformer"):
+        assert project.stage(module).returncode == 0
+    with start(project, ["python", "-m", "stages.extract_activations"]) as process:
+        wait_for_a_checkpoint(project, "extract_activations", process)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    kept = {path.name: path.stat().st_ino for path in project.path.glob(".ckpt/*/*/train/0*.safetensors")}
+    assert 0 < len(kept) < 313
+    assert project.stage("extract_activations").returncode == 0
+    train = project.path / "data/activations/train"
+    assert {name: (train / name).stat().st_ino for name in kept} == kept
+    resumed = project.digests("data/activations")
+    assert len(resumed) == 313 + 3
+    assert project.stage("extract_activations").returncode == 0
+    assert project.digests("data/activations") == resumed
+
+
 def test_a_temporary_experiment_that_is_killed_and_run_again_goes_on(tmp_path: Path):
     project = Project.create(tmp_path / "project", tmp_path / "site")
     project.set_params({"train_transformer": {"steps": 200, "dropout": 0.1}})

@@ -139,6 +139,36 @@ def test_of_tensors_only_the_size_is_compared_since_they_carry_a_sha256(workspac
         stage.input("x.safetensors")
 
 
+def test_of_a_folder_the_size_of_all_and_the_number_of_files_are_compared(workspace: Path):
+    entry = "path: folder\n      hash: md5\n      md5: 9a0364b9e99bb480dd25e1f0284c8555.dir"
+    lock = LOCK.replace("path: input\n      hash: md5\n      md5: 9a0364b9e99bb480dd25e1f0284c8555", entry)
+    (workspace / "dvc.lock").write_text(lock.replace("size: 7\n", "size: 7\n      nfiles: 2\n"))
+    (workspace / "folder").mkdir()
+    for name, content in (("a", "one"), ("b", "four")):
+        (workspace / f"folder/{name}.safetensors").write_text(content)
+    with run.stage("phase2") as stage:
+        assert stage.input("folder") == Path("folder")
+    refusal = r"input folder is not what dvc\.lock records: remove it and run"
+    (workspace / "folder/b.safetensors").write_text("three")
+    with pytest.raises(SystemExit, match=refusal), run.stage("phase2") as stage:
+        stage.input("folder")
+    (workspace / "folder/b.safetensors").write_text("fo")
+    (workspace / "folder/c.safetensors").write_text("ur")
+    with pytest.raises(SystemExit, match=refusal), run.stage("phase2") as stage:
+        stage.input("folder")
+
+
+def test_replacing_a_file_of_a_folder_voids_the_result_and_an_empty_folder_is_none(workspace: Path):
+    (workspace / "folder").mkdir()
+    with pytest.raises(SystemExit, match="input folder is missing"), run.stage("phase2") as stage:
+        stage.input("folder")
+    (workspace / "folder/a.safetensors").write_text("one")
+    changed = r"folder/a\.safetensors changed during the run"
+    with pytest.raises(SystemExit, match=changed), run.stage("phase2") as stage:  # noqa: PT012
+        stage.input("folder")
+        (workspace / "folder/a.safetensors").write_text("other")
+
+
 def test_an_error_of_several_lines_becomes_one():
     with pytest.raises(SystemExit, match=r"error: phase2: one two$"), run.stage("phase2"):
         raise ValueError("one\n  two\n")

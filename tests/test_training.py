@@ -100,7 +100,7 @@ def test_the_order_differs_from_epoch_to_epoch_and_from_seed_to_seed_and_repeats
     ],
 )  # fmt: skip
 def test_fractions_of_epochs_make_as_many_steps(epochs: float, batch_size: int, n_tokens: int, n_steps: int):
-    assert phase(epochs, batch_size).n_steps(n_tokens) == n_steps
+    assert phase(epochs, batch_size).n_steps(Rows(torch.zeros(n_tokens, 1))) == n_steps
     assert len(order_of_tokens(n_tokens, phase(epochs, batch_size), seed=0)) == n_steps
 
 
