@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.browser import PROBLEMS, chromium, needs_browser
 from tests.explorer import made
@@ -45,8 +46,9 @@ def listed(page) -> list[str]:
     return page.locator("nav .tree a").evaluate_all("links => links.map((link) => link.getAttribute('href'))")
 
 
-def current(page) -> str:
-    return page.locator("main h1").inner_text()
+def shows(page, title: str) -> None:
+    """The page's heading is, or soon becomes, this: it follows the address a moment later."""
+    expect(page.locator("main h1")).to_have_text(title)
 
 
 def search(page, text: str) -> list[str]:
@@ -67,18 +69,18 @@ def test_the_tree_has_all_level_2_latents_and_opens_on_their_children(page):
 def test_a_deep_link_opens_its_latent_and_the_branch_that_it_hangs_on(page, address: str):
     page.goto(address + "#1/4")
     page.reload()
-    assert current(page) == "Level 1, latent 4"
+    shows(page, "Level 1, latent 4")
     assert page.locator("nav a[aria-current]").get_attribute("href") == "#1/4"
     assert page.title().startswith("1/4")
     page.go_back()
-    assert current(page) == "Explorer: a <test>"
+    shows(page, "Explorer: a <test>")
 
 
 @pytest.mark.parametrize("wrong", ["#1/400", "#3/0", "#<script>", "#2/-1"])
 def test_a_link_to_nothing_opens_the_first_page(page, address: str, wrong: str):
     page.goto(address + wrong)
     page.reload()
-    assert current(page) == "Explorer: a <test>"
+    shows(page, "Explorer: a <test>")
 
 
 def test_search_by_rule_label_character_snippet_and_number(page):
@@ -91,7 +93,7 @@ def test_search_by_rule_label_character_snippet_and_number(page):
     assert page.locator("#found").inner_text() == "0 latents"
     assert search(page, "2/3") == ["#2/3"]
     page.press("#search", "Enter")
-    assert current(page) == "Level 2, latent 3"
+    shows(page, "Level 2, latent 3")
     assert len(search(page, "")) == 10  # the tree again
 
 
@@ -106,14 +108,14 @@ def test_by_keyboard_alone(page):
     page.keyboard.type("1/6")
     page.wait_for_timeout(120)
     page.keyboard.press("Enter")
-    assert current(page) == "Level 1, latent 6"
+    shows(page, "Level 1, latent 6")
     page.keyboard.press("Escape")
     page.keyboard.press("p")
-    assert current(page) == "Level 2, latent 1"
+    shows(page, "Level 2, latent 1")
     page.keyboard.press("c")
-    assert current(page) == "Level 1, latent 6"
+    shows(page, "Level 1, latent 6")
     page.keyboard.press("h")
-    assert current(page) == "Explorer: a <test>"
+    shows(page, "Explorer: a <test>")
     page.get_by_role("button", name="children of 2/0").focus()
     page.keyboard.press("ArrowRight")
     assert "#1/3" in listed(page)
