@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
 
 from tests.browser import PROBLEMS, chromium, needs_browser
 from tests.explorer import made
@@ -48,7 +47,11 @@ def listed(page) -> list[str]:
 
 def shows(page, title: str) -> None:
     """The page's heading is, or soon becomes, this: it follows the address a moment later."""
-    expect(page.locator("main h1")).to_have_text(title)
+    from playwright.sync_api import expect
+
+    heading = page.locator("main h1")
+    expect(heading).to_have_text(title)
+    assert heading.inner_text() == title  # to the blank, which the wait is not
 
 
 def search(page, text: str) -> list[str]:
