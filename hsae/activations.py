@@ -56,6 +56,11 @@ class Normalizer:
             raise ValueError(f"the activations have standard deviation {scale.item()}; they must be finite and vary.")
         return cls(mean.float(), scale.float())
 
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], device: torch.device) -> "Normalizer":
+        """The one that lies among the tensors of a file. Raises KeyError if none does."""
+        return cls(tensors["mean"].to(device), tensors["scale"].to(device))
+
     def __call__(self, acts: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """Model space -> autoencoder space."""
         return (acts - self.mean) / self.scale
@@ -117,7 +122,7 @@ def read(tensors: dict[str, Tensor], header: dict[str, Any], device: torch.devic
         fields = {name: tensors[name] for name in ("acts", "offsets", "positions", "documents")}
         if len({len(tensor) for tensor in fields.values()}) != 1:
             raise ValueError("its tensors differ in length")
-        normalizer = Normalizer(tensors["mean"].to(device), tensors["scale"].to(device))
+        normalizer = Normalizer.of(tensors, device)
         fields["acts"] = fields["acts"].to(device)
         return Store(Activations(**fields), normalizer, header["layer"], header["context"])
 

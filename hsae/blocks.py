@@ -19,6 +19,7 @@ from hsae.files import damaged, fingerprint, read_tensors, understanding, write_
 from hsae.progress import Progress
 
 PLAN = "plan.safetensors"  # beside the blocks
+TENSORS = ("starts", "shuffles", "document_starts")  # of a plan, in that file
 
 Residual = Callable[[Integer[Tensor, "window pos"]], Float[Tensor, "window pos d_model"]]
 """Maps tokens to their residual stream."""
@@ -153,7 +154,7 @@ def write(plan: Plan, folder: Path, make: Make, keep: bool, sources: dict[str, s
         for part in folder.glob(".*.tmp"):  # of a file that was being written when a run was killed
             part.unlink()
         numbers = {name: getattr(plan, name) for name in ("layer", "context", "contexts_per_block")}
-        tensors = {name: getattr(plan, name) for name in ("starts", "shuffles", "document_starts")}
+        tensors = {name: getattr(plan, name) for name in TENSORS}
         files = [fingerprint(_file(folder, block)) for block in range(len(plan))] if keep else []
         header = {"plan": numbers, "files": files, "sources": sources}
         write_tensors(folder / PLAN, tensors | vars(normalizer), header)
@@ -180,9 +181,8 @@ class Written:
         """
         tensors, header = read_tensors(folder / PLAN)
         with understanding("the plan of the training split"):
-            fields = {name: tensors[name] for name in ("starts", "shuffles", "document_starts")}
-            normalizer = Normalizer(tensors["mean"].to(device), tensors["scale"].to(device))
-            plan = Plan(**fields, **header["plan"])
+            normalizer = Normalizer.of(tensors, device)
+            plan = Plan(**{name: tensors[name] for name in TENSORS}, **header["plan"])
             written = cls(folder, device, plan, normalizer, header["files"], header["sources"])
         for block, expected in enumerate(written.files):
             file = _file(folder, block)

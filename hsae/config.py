@@ -1,7 +1,7 @@
 """params.yaml -> typed, checked values. The schemas stand beside the code that they configure."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -56,8 +56,10 @@ def read_params() -> dict[str, Any]:
 
     Raises ValueError if the file cannot be parsed or holds a key that no stage reads (most likely a misspelt one).
     """
-    params = _read_yaml(PARAMS)
-    used = (entry for stage in _read_yaml(PIPELINE)["stages"].values() for entry in stage.get("do", stage)["params"])
+    params = _read_yaml(PARAMS, _with_numbers)
+    used = (
+        entry for stage in _read_yaml(PIPELINE, _fast)["stages"].values() for entry in stage.get("do", stage)["params"]
+    )
     known = {str(entry).split(".")[0] for entry in used if "$" not in entry}
     unknown = sorted(params.keys() - known)
     if unknown:
@@ -99,24 +101,28 @@ def _check_numbers(values: dict[str, Any]) -> None:
                 check(name, number, "in 0..2^32 - 1", 0 <= number < 2**32 or not is_seed)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _with_numbers(text: str) -> Any:
+    """What YAML says, where 3e-4 is a number: PyYAML would read a string."""
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+
+
+def _fast(text: str) -> Any:
+    """The same where no number matters, by libyaml: in a tenth of the time, that dvc.yaml takes in every stage."""
+    return yaml.load(text, yaml.CSafeLoader)
+
+
+def _read_yaml(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
-        return _parse(path, path.read_text(encoding="utf-8"))
+        return _mapping(path, path.read_text(encoding="utf-8"), parse)
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; run from the project's root.") from error
 
 
 @cache
-def _parse(path: Path, text: str) -> dict[str, Any]:
+def _mapping(path: Path, text: str, parse: Callable[[str], Any]) -> dict[str, Any]:
     """The mapping that a file's text stands for: a stage asks for it many times, and it takes a tenth of a second."""
     try:
-        # OmegaConf reads 3e-4 as a number where PyYAML reads a string. It would take a third of a second for dvc.yaml,
-        # at the start of every stage, and there are no numbers; libyaml takes a tenth of that.
-        content = (
-            yaml.load(text, yaml.CSafeLoader)
-            if path == PIPELINE
-            else OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        )
+        content = parse(text)
     except Exception as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

@@ -63,9 +63,7 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """Add the block's two contributions to the residual stream."""
-        x = x + self.attn(self.ln_attn(x))
-        mlp = self.down(F.gelu(self.up(self.ln_mlp(x))))
-        return x + F.dropout(mlp, self.dropout, self.training)
+        return self._add_mlp(x + self.attn(self.ln_attn(x)))
 
     def last(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_model"]:
         """What it leaves at the last position; without dropout."""
@@ -74,15 +72,17 @@ class Block(nn.Module):
             for part in self.attn.qkv(self.ln_attn(x)).chunk(3, dim=-1)
         )
         mixed = F.scaled_dot_product_attention(q[:, :, -1:], k, v)
-        x = x[:, -1] + self.attn.proj(mixed.transpose(1, 2).flatten(-2))[:, 0]
-        return x + self.down(F.gelu(self.up(self.ln_mlp(x))))
+        return self._add_mlp(x[:, -1] + self.attn.proj(mixed.transpose(1, 2).flatten(-2))[:, 0])
 
     def at(
         self, x: Float[Tensor, "batch pos d_model"], at: Bool[Tensor, "batch pos"]
     ) -> Float[Tensor, "chosen d_model"]:
         """What it leaves at some positions; without dropout."""
-        x = x[at] + self.attn.proj(self.attn.mixed(self.ln_attn(x))[at])
-        return x + self.down(F.gelu(self.up(self.ln_mlp(x))))
+        return self._add_mlp(x[at] + self.attn.proj(self.attn.mixed(self.ln_attn(x))[at]))
+
+    def _add_mlp(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        mlp = self.down(F.gelu(self.up(self.ln_mlp(x))))
+        return x + F.dropout(mlp, self.dropout, self.training)
 
 
 class GPT(CausalLM):
@@ -116,27 +116,25 @@ class GPT(CausalLM):
 
     def last_logits(self, residual: Float[Tensor, "batch pos d_model"], layer: int) -> Float[Tensor, "batch n_vocab"]:
         """The same after the last character alone, where the last block works only there."""
-        blocks = self.blocks[layer + 1 :]
-        if not len(blocks):
-            return self._head(residual[:, -1])
-        for block in blocks[:-1]:
-            residual = block(residual)
-        block = blocks[-1]
-        assert isinstance(block, Block)
-        return self._head(block.last(residual))
+        residual, last = self._before_last(residual, layer)
+        return self._head(last.last(residual) if last else residual[:, -1])
 
     def logits_at(
         self, residual: Float[Tensor, "batch pos d_model"], layer: int, at: Bool[Tensor, "batch pos"]
     ) -> Float[Tensor, "chosen n_vocab"]:
         """The same at some positions alone, where the last block works only there but for its attention."""
-        blocks = self.blocks[layer + 1 :]
-        if not len(blocks):
-            return self._head(residual[at])
-        for block in blocks[:-1]:
+        residual, last = self._before_last(residual, layer)
+        return self._head(last.at(residual, at) if last else residual[at])
+
+    def _before_last(
+        self, residual: Float[Tensor, "batch pos d_model"], layer: int
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Block | None]:
+        """The stream before the last block, given that after block `layer`, and that block, if it is not `layer`."""
+        *blocks, last = [None, *self.blocks[layer + 1 :]]
+        for block in blocks[1:]:
             residual = block(residual)
-        block = blocks[-1]
-        assert isinstance(block, Block)
-        return self._head(block.at(residual, at))
+        assert last is None or isinstance(last, Block)
+        return residual, last
 
     def _head(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch n_vocab"]:
         return linear(self.ln_final(residual), self.token_embedding.weight)

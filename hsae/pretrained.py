@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hsae.causal_lm import CausalLM, ModelConfig
 from hsae.config import check
@@ -27,6 +26,7 @@ if TYPE_CHECKING:  # importing it takes two seconds, for which our own transform
 
 PACKAGE = "package:"
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+LINE_BREAK = "\n"
 CLOSE = 1e-3  # logits of a model that is resumed in its middle, against those of the whole one
 
 
@@ -37,30 +37,35 @@ class _StreamFoundError(Exception):
 class PretrainedLM(CausalLM):
     """A causal language model of transformers, read in contexts of `context` tokens.
 
-    Every context is preceded by the token `prefix`, of which the caller never sees anything: the first position of such
-    models is an attention sink (Xiao et al. 2023, arXiv 2309.17453), a hundred times as large as all others, that is
-    neither to be learnt nor to be patched. Its stream depends on nothing that follows.
+    Every context is preceded by the tokens `prefix`, of which the caller never sees anything: the first positions of
+    such models are attention sinks (Xiao et al. 2023, arXiv 2309.17453), a hundred times as large as all others, that
+    are neither to be learnt nor to be patched. Their streams depend on nothing that follows.
     """
 
-    def __init__(self, model: "PreTrainedModel", context: int, prefix: int):
+    def __init__(self, model: "PreTrainedModel", context: int, prefix: list[int]):
         blocks = find_blocks(model)
         super().__init__(len(blocks), context, model.config.get_text_config().vocab_size)
         self.model = model
         self._blocks = list(blocks)  # no module, which would list the weights twice
-        self._prefix = prefix
+        self.prefix = prefix
         self._sinks: dict[int, Tensor] = {}
 
     def residual(self, tokens: Int[Tensor, "batch pos"], layer: int) -> Float[Tensor, "batch pos d_model"]:
         """Residual stream after block `layer`, the ones above not being run."""
-        return self._stream(F.pad(tokens, (1, 0), value=self._prefix), layer)[:, 1:]
+        return self._stream(self.begun(tokens), layer)[:, len(self.prefix) :]
 
     def logits(self, residual: Float[Tensor, "batch pos d_model"], layer: int) -> Float[Tensor, "batch pos n_vocab"]:
         """Next-token logits, given the residual stream after block `layer`, the ones below not being run."""
-        return self._resume(residual, layer, 0)[:, 1:]
+        return self._resume(residual, layer, 0)[:, len(self.prefix) :]
 
     def last_logits(self, residual: Float[Tensor, "batch pos d_model"], layer: int) -> Float[Tensor, "batch n_vocab"]:
         """The same after the last token alone."""
         return self._resume(residual, layer, 1)[:, 0]
+
+    def begun(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch prefix_and_pos"]:
+        """What the model itself reads for some contexts."""
+        prefix = torch.tensor(self.prefix, device=tokens.device)
+        return torch.cat([prefix.expand(len(tokens), -1), tokens], 1)
 
     def _stream(self, tokens: Int[Tensor, "batch pos"], layer: int) -> Float[Tensor, "batch pos d_model"]:
         found: list[Tensor] = []
@@ -82,11 +87,12 @@ class PretrainedLM(CausalLM):
         return found[0]
 
     def _resume(self, residual: Tensor, layer: int, n_last: int) -> Float[Tensor, "batch kept n_vocab"]:
-        """Logits of the last positions, the prefix being one; 0: of all."""
+        """Logits of the last positions; 0: of all, the prefix among them."""
         if layer not in self._sinks:
             with torch.no_grad():
-                self._sinks[layer] = self._stream(torch.tensor([[self._prefix]], device=residual.device), layer)
-        stream = torch.cat([self._sinks[layer].expand(len(residual), 1, -1), residual], 1)
+                nothing = torch.empty(1, 0, dtype=torch.long, device=residual.device)
+                self._sinks[layer] = self._stream(self.begun(nothing), layer)
+        stream = torch.cat([self._sinks[layer].expand(len(residual), -1, -1), residual], 1)
         with self._resumed(stream, layer):
             return self.model(inputs_embeds=stream, use_cache=False, logits_to_keep=n_last).logits
 
@@ -120,23 +126,26 @@ def find_blocks(model: "PreTrainedModel") -> nn.ModuleList:
     return found[0]
 
 
-def convert(config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def convert(config: ModelConfig, vocabulary: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The model as float32 tensors and the header from which `load` makes it again.
 
-    Raises ValueError, in one line, for a model that cannot be found or read, whose context is shorter than wanted, or
-    that cannot be resumed in its middle.
+    Its prefix is the token that begins a text and, where the vocabulary has one, a line break. Behind the first alone,
+    SmolLM2 makes a sink of the first token of 3% of contexts too, which then have most of all variance; behind both,
+    of none (LOG.md). Raises ValueError, in one line, for a model that cannot be found or read, whose context is shorter
+    than wanted, or that cannot be resumed in its middle.
     """
     from transformers import AutoModelForCausalLM
 
     with _reading(config) as (place, options):
         model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options)
     text = model.config.get_text_config()
-    longest = getattr(text, "max_position_embeddings", config.context)
-    allowed = f"at most {longest - 1}, one less than the model reads"
-    check("model.context", config.context, allowed, config.context < longest)
-    prefix = next((i for i in (text.bos_token_id, text.eos_token_id) if isinstance(i, int)), None)
-    if prefix is None:
+    first = next((i for i in (text.bos_token_id, text.eos_token_id) if isinstance(i, int)), None)
+    if first is None:
         raise ValueError(f"{config.name} is not supported: it has no token that begins a text.")
+    prefix = [first, *([vocabulary.index(LINE_BREAK)] if LINE_BREAK in vocabulary else [])]
+    longest = getattr(text, "max_position_embeddings", config.context + len(prefix)) - len(prefix)
+    allowed = f"at most {longest}, {len(prefix)} less than the model reads"
+    check("model.context", config.context, allowed, config.context <= longest)
     settings = model.config.to_dict()
     settings.pop("quantization_config", None)  # the tensors are not quantized any more
     tied = {name for name, _ in model.named_parameters()}  # each once, whatever shares it
@@ -224,7 +233,7 @@ def _reading(config: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
 def _check_resumable(model: PretrainedLM) -> None:
     """Raise ValueError if the stream that is read in the middle is not what the blocks above go on from."""
     tokens = torch.arange(2 * min(model.context, 8)).view(2, -1) % model.n_vocab
-    whole = model.model(input_ids=F.pad(tokens, (1, 0), value=model._prefix), use_cache=False).logits[:, 1:]
+    whole = model.model(input_ids=model.begun(tokens), use_cache=False).logits[:, len(model.prefix) :]
     for layer in {-1, model.n_layer // 2, model.n_layer - 1}:
         error = (model.logits(model.residual(tokens, layer), layer) - whole).abs().max() / whole.abs().max()
         if not error < CLOSE:

@@ -27,7 +27,7 @@ def main() -> None:
         train_tokens, val_tokens = (tokens[slice(*splits[name])] for name in ("train", "val"))
         with stage.checkpoints() as folder:
             if source.source == Source.hf:
-                trained, tensors, header = _convert(source, val_tokens, config.eval_windows, device)
+                trained, tensors, header = _convert(source, vocabulary, val_tokens, config.eval_windows, device)
             else:
                 torch.manual_seed(config.seed)
                 shape = GPTConfig(config.n_layer, config.n_head, config.d_model, config.context, config.dropout)
@@ -48,10 +48,10 @@ def main() -> None:
 
 
 def _convert(
-    source: ModelConfig, val_tokens: Tensor, eval_windows: int, device: torch.device
+    source: ModelConfig, vocabulary: list[str], val_tokens: Tensor, eval_windows: int, device: torch.device
 ) -> tuple[TrainedTransformer, dict[str, Tensor], dict[str, Any]]:
     """A pretrained model, its loss on the validation split being all that is to be measured; tensors and header."""
-    tensors, header = pretrained.convert(source)
+    tensors, header = pretrained.convert(source, vocabulary)
     model = pretrained.load(tensors, header).to(device)
     loss = cross_entropy(model, windows(val_tokens, source.context)[:eval_windows], chunk=8)
     row = {"step": 0, "train_loss": loss, "val_loss": loss}

@@ -127,11 +127,11 @@ def vars_of(schema: type) -> set[str]:
 @example("null")
 @example("a: \x00")
 def test_params_yaml_is_a_mapping_or_refused(text: str):
-    found = accept_or_refuse(lambda: config._parse(Path("params.yaml"), text))
+    found = accept_or_refuse(lambda: config._mapping(config.PARAMS, text, config._with_numbers))
     assert found is None or isinstance(found, dict)
     if found is not None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(config, "_read_yaml", lambda path: found if path == config.PARAMS else {"stages": {}})
+            patch.setattr(config, "_read_yaml", lambda path, _: found if path == config.PARAMS else {"stages": {}})
             accept_or_refuse(config.read_params)
 
 

@@ -11,6 +11,8 @@ from hsae.pretrained import PretrainedLM
 from tests.hf_models import SHAPES, TEXT, save_model, save_tokenizer
 
 CONTEXT = 12
+VOCABULARY = ["<s>", "a", "b", "\n"]
+PREFIX = torch.tensor([[0, 3]])  # the first token and the line break
 
 
 def config(folder: Path | str, context: int = CONTEXT, gguf_file: str | None = None) -> ModelConfig:
@@ -20,7 +22,7 @@ def config(folder: Path | str, context: int = CONTEXT, gguf_file: str | None = N
 def saved(folder: Path, kind: str) -> tuple[PreTrainedModel, PretrainedLM, torch.Tensor]:
     """The model itself, ours after a way through files, and tokens."""
     theirs = save_model(folder, kind)
-    tensors, header = pretrained.convert(config(folder))
+    tensors, header = pretrained.convert(config(folder), VOCABULARY)
     write_tensors(folder / "converted.safetensors", tensors, header)
     ours = pretrained.load(*read_tensors(folder / "converted.safetensors"))
     tokens = torch.randint(400, (3, CONTEXT), generator=torch.Generator().manual_seed(1))
@@ -29,18 +31,18 @@ def saved(folder: Path, kind: str) -> tuple[PreTrainedModel, PretrainedLM, torch
 
 @pytest.mark.parametrize("kind", SHAPES)
 @torch.no_grad()
-def test_streams_and_logits_are_the_models_own_after_its_first_token(tmp_path: Path, kind: str):
+def test_streams_and_logits_are_the_models_own_after_the_prefix(tmp_path: Path, kind: str):
     theirs, ours, tokens = saved(tmp_path, kind)
-    begun = torch.cat([torch.zeros(3, 1, dtype=torch.long), tokens], 1)
+    begun = torch.cat([PREFIX.expand(3, -1), tokens], 1)
     expected = theirs(begun, output_hidden_states=True)
     assert (ours.n_layer, ours.context, ours.n_vocab) == (3, CONTEXT, 400)
-    torch.testing.assert_close(ours(tokens), expected.logits[:, 1:])
+    torch.testing.assert_close(ours(tokens), expected.logits[:, 2:])
     for layer in (-1, 0, 1):  # the last of their hidden states is normalised
         stream = ours.residual(tokens, layer)
-        torch.testing.assert_close(stream, expected.hidden_states[layer + 1][:, 1:])
+        torch.testing.assert_close(stream, expected.hidden_states[layer + 1][:, 2:])
     for layer in (-1, 0, 1, 2):
         stream = ours.residual(tokens, layer)
-        torch.testing.assert_close(ours.logits(stream, layer), expected.logits[:, 1:])
+        torch.testing.assert_close(ours.logits(stream, layer), expected.logits[:, 2:])
         torch.testing.assert_close(ours.last_logits(stream, layer), expected.logits[:, -1])
 
 
@@ -84,6 +86,12 @@ def test_an_untrained_model_is_another_of_the_same_architecture(tmp_path: Path):
     assert first(tokens).shape == ours(tokens).shape
 
 
+def test_a_context_begins_with_the_first_token_alone_where_no_token_is_a_line_break(tmp_path: Path):
+    save_model(tmp_path)
+    assert pretrained.convert(config(tmp_path), VOCABULARY)[1]["prefix"] == [0, 3]
+    assert pretrained.convert(config(tmp_path, context=63), ["<s>", "a"])[1]["prefix"] == [0]
+
+
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path):
     save_model(tmp_path / "whole")
     for bad, expected in [
@@ -94,18 +102,18 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path):
         (config("package:no_such_package"), "package `no_such_package`, which carries the model, is not installed"),
         (
             config(tmp_path / "whole", context=64),
-            "`model.context` must be at most 63, one less .*; not 64",
+            "`model.context` must be at most 62, 2 less .*; not 64",
         ),
         (config(tmp_path / "whole", gguf_file="x.gguf"), "`model.gguf_file` must be a file in .*whole; not 'x.gguf'"),
     ]:
         with pytest.raises(ValueError, match=expected) as refusal:
-            pretrained.convert(bad)
+            pretrained.convert(bad, VOCABULARY)
         assert "\n" not in str(refusal.value)
     with pytest.raises(ValueError, match="cannot read the model"):
         pretrained.tokenize(config(tmp_path / "whole"), "a")
     weights = tmp_path / "whole" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot read the model"):
-        pretrained.convert(config(tmp_path / "whole"))
+        pretrained.convert(config(tmp_path / "whole"), VOCABULARY)
     with pytest.raises(ValueError, match="`name` must be a folder or a name, where source is hf; not None"):
         ModelConfig(Source.hf, None, None, False, 8)
