@@ -79,7 +79,7 @@ class Stage:
         if not files:
             raise ValueError(f"input {given} is missing: run `dvc repro` (or `dvc checkout`).")
         self._inputs |= {file: _signature(file) for file in files}
-        if recorded := _recorded(path):
+        if recorded := in_lock(path):
             md5, size, n = recorded
             same = (size, n) == (sum(file.stat().st_size for file in files), len(files))
             has_sha256 = all(file.suffix == ".safetensors" for file in files)
@@ -244,8 +244,8 @@ def _content(path: Path) -> str:
     return fingerprint(path) if path.suffix == ".safetensors" else digest(path)
 
 
-def _recorded(path: str) -> tuple[str, int, int] | None:
-    """MD5, size and number of files that dvc.lock has for an output.
+def in_lock(path: str) -> tuple[str, int, int] | None:
+    """The MD5, size and number of files that dvc.lock has for an output.
 
     Nothing for what is no output, or where DVC never ran. The MD5 of a folder is that of a list of its files' MD5.
     """

@@ -3,17 +3,22 @@
 `python -m hsae.sweep ablations` runs what hsae/sweeps/ablations.yaml describes, as far as it is not finished, and
 collects the results into metrics/ and plots/; with `--collect` it only collects. `--share 2/3` runs every third
 experiment from the second on, and collects nothing: the part of one of three clones.
+
+What is collected is kept in metrics/sweeps, to be committed: no clone runs again what stands there.
 """
 
 import argparse
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from hsae import context_bootstrap, experiments, seed_models
 from hsae.config import check
 from hsae.experiments import read_recipe
+from hsae.files import read_json, write_json
+from hsae.run import in_lock
 from hsae.sweep_config import SCHEMAS, AnySweep, Comparison, load
 from hsae.sweep_results import collect
 
@@ -21,6 +26,30 @@ from hsae.sweep_results import collect
 def read_committed(commit: str, path: str) -> dict[str, Any]:
     """A JSON file as a commit has it."""
     return json.loads(experiments.git("show", f"{commit}:{path}"))
+
+
+KEPT = Path("metrics/sweeps")
+
+
+def read_kept(label: str) -> dict[str, Any]:
+    """Contents of the metrics files of a sweep's experiments, by their names, as `write_kept` left them.
+
+    The names tell of code and parameters (experiments.Recipe), not of the language model, which another processor
+    trains to another result: what was measured on other activations than dvc.lock has is not taken.
+    """
+    path = KEPT / f"{label}.json"
+    content = read_json(path) if path.is_file() else {"activations": None, "results": {}}
+    return content["results"] if content["activations"] == _activations() else {}
+
+
+def write_kept(label: str, results: dict[str, Any]) -> None:
+    """Keep these and no others."""
+    write_json(KEPT / f"{label}.json", {"activations": _activations(), "results": results})
+
+
+def _activations() -> str | None:
+    found = in_lock("data/activations/train")
+    return found and found[0]
 
 
 def share(text: str) -> slice:
@@ -52,19 +81,22 @@ def main(arguments: list[str] | None = None) -> None:
         if options.share is not None:
             runs = dict([*runs.items()][share(options.share)])
         names = {run: recipe.name(f"{options.sweep}-{run[0]}-{run[1]}", overrides) for run, overrides in runs.items()}
+        # A comparison takes models and sums over contexts from the experiments themselves.
+        kept = {} if isinstance(sweep, Comparison) else read_kept(options.sweep)
+        wanted = {names[run]: overrides for run, overrides in runs.items() if names[run] not in kept}
         if options.collect:
-            done = experiments.finished(names.values())
+            done = experiments.finished(wanted)
         else:
-            wanted = {names[run]: overrides for run, overrides in runs.items()}
             done = experiments.run(wanted, recipe, options.jobs, options.sweep)
+        missing = [name for name in wanted if name not in done]
         if options.share is None:
-            _collect(options.sweep, sweep, names, done)
+            _collect(options.sweep, sweep, names, done, kept, missing)
     except (ValueError, OSError) as error:
         sys.exit(f"error: sweep: {error}")
     except KeyboardInterrupt:
         sys.exit("\nThe workers go on: run this again to wait for them, or `dvc queue stop --kill`.")
-    missing = [name for name in names.values() if name not in done]
-    print(f"{options.sweep}: {len(done)} of {len(runs)} experiments are finished; {len(missing)} are missing")
+    finished = len(runs) - len(missing)
+    print(f"{options.sweep}: {finished} of {len(runs)} experiments are finished; {len(missing)} are missing")
     if missing and not options.collect:
         shown = ", ".join(missing[:10]) + ", ..." * (len(missing) > 10)
         sys.exit(
@@ -72,21 +104,32 @@ def main(arguments: list[str] | None = None) -> None:
         )
 
 
-def _collect(label: str, sweep: AnySweep, names: dict[tuple[str, int], str], done: dict[str, str]) -> None:
-    """Write what a sweep's finished experiments say into metrics/ and plots/."""
-    results = {
-        run: {k: v for path in sweep.metrics for k, v in read_committed(done[name], path).items()}
-        for run, name in names.items()
-        if name in done
+def _collect(
+    label: str,
+    sweep: AnySweep,
+    names: dict[tuple[str, int], str],
+    done: dict[str, str],
+    kept: dict[str, Any],
+    missing: list[str],
+) -> None:
+    """Write what is known of a sweep's experiments, finished or kept, into metrics/ and plots/."""
+    by_name = {
+        name: {k: v for path in sweep.metrics for k, v in read_committed(commit, path).items()}
+        for name, commit in done.items()
     }
-    missing = [name for name in names.values() if name not in done]
-    commits = {seed: done[names[condition, seed]] for condition, seed in results}
-    compares = isinstance(sweep, Comparison)
-    if results:
-        by_context = [context_bootstrap.read(commit) for commit in commits.values()] if compares else None
+    by_name |= kept
+    results = {run: by_name[name] for run, name in names.items() if name in by_name}
+    if not results:
+        return
+    if isinstance(sweep, Comparison):
+        commits = {seed: done[names[condition, seed]] for condition, seed in results}
+        by_context = [context_bootstrap.read(commit) for commit in commits.values()]
         collect(label, sweep, results, missing, by_context)
-    if compares and len(results) > 1:
-        seed_models.collect(commits, sweep.models)
+        if len(results) > 1:
+            seed_models.collect(commits, sweep.models)
+    else:
+        collect(label, sweep, results, missing)
+        write_kept(label, {names[run]: content for run, content in results.items()})
 
 
 if __name__ == "__main__":

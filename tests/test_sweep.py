@@ -484,6 +484,43 @@ def test_collecting_runs_nothing_and_takes_what_there_is(fake: FakeProject):
     assert fake.ran == []
 
 
+LOCK = """stages:
+  extract_activations:
+    outs:
+    - path: data/activations/train
+      hash: md5
+      md5: {md5}.dir
+      size: 12
+      nfiles: 1
+"""
+
+
+def test_what_a_clone_has_measured_no_other_runs_again_unless_on_other_activations(
+    fake: FakeProject, capsys: pytest.CaptureFixture[str]
+):
+    Path("dvc.lock").write_text(LOCK.format(md5="a" * 32))
+    fake.done = dict(zip(LABELS[:3], "123", strict=True))
+    main(["ablations", "--collect"])
+    first = strict("metrics/ablations.json")
+    fake.done = {LABELS[3]: "5"}  # a fresh clone, in which the last one alone is run
+    main(["ablations"])
+    assert [*fake.ran[0]["wanted"]] == LABELS[3:]
+    whole = strict("metrics/ablations.json")
+    assert (first["missing"], whole["missing"]) == (LABELS[3:], [])
+    assert whole["conditions"]["off"]["level1.fvu"]["difference"] == pytest.approx(0.25)
+    fake.done = {}
+    main(["ablations", "--collect"])
+    assert strict("metrics/ablations.json") == whole
+    assert "4 of 4 experiments are finished; 0 are missing" in capsys.readouterr().out
+    Path("dvc.lock").write_text(LOCK.format(md5="b" * 32))
+    main(["ablations", "--collect"])
+    assert strict("metrics/ablations.json") == whole, "what is not known is not collected"
+    assert "0 of 4 experiments are finished; 4 are missing" in capsys.readouterr().out
+    fake.done = dict(zip(LABELS[:1], "1", strict=True))
+    main(["ablations", "--collect"])
+    assert [*strict("metrics/sweeps/ablations.json")["results"]] == LABELS[:1]
+
+
 def test_a_refusal_is_one_line(fake: FakeProject, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object) -> None:
         raise ValueError("`jobs` must be above 0; not 0.")

@@ -13,8 +13,8 @@ OURS = "hsae-char-transformer"
 class Site(NamedTuple):
     """A place in the language model, in TransformerLens's names; `prepend_bos`: contexts begin with its first token.
 
-    Of that first token, an attention sink, and of the line break behind it (pretrained.convert), no autoencoder has seen
-    the activation.
+    Of that first token, an attention sink, and of the line break behind it (pretrained.convert), no autoencoder has
+    seen the activation.
     """
 
     model_name: str
