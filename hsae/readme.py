@@ -234,6 +234,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
         ),
         hierarchy,
     ),
+    "smollm2": (("examples/smollm2/metrics/evaluate.json",), results),
     "speed": (("benchmarks/training.json",), speed),
     "levels": (("benchmarks/levels.json",), levels),
     "pipeline": (("benchmarks/pipeline.json",), pipeline),
