@@ -3,7 +3,8 @@ PYTHON ?= python3
 JOBS ?= 1
 KILLS ?= 100
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Threads that wait must not spin: tests run beside each other.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 repro: .venv/installed  ## install, then run the pipeline: the report is report.html
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
