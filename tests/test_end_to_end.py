@@ -122,8 +122,9 @@ def test_changing_beta2_reruns_only_what_depends_on_it_and_shows_in_the_diffs(pr
     changed = [level for level in RIVALS if before[f"models/l0/{level}.json"] != after[f"models/l0/{level}.json"]]
     rerun = {"phase2", "phase3", "evaluate_hsae", "evaluate"}.union(*(RIVALS[level] for level in changed))
     assert stages_run(output) == rerun
-    # What is left: all that depends on beta2, or on what has changed, and nothing else.
-    assert set(json.loads(project.run("dvc", "status", "--json"))) == AFTER_BETA2 - rerun
+    # What is left: all that depends on beta2, or on what has changed, and nothing else. (score_study depends on the
+    # trials alone, which are still to be made.)
+    assert set(json.loads(project.run("dvc", "status", "--json"))) == AFTER_BETA2 - rerun - {"score_study"}
     changes = json.loads(project.run("dvc", "metrics", "diff", "--json"))
     level2 = changes["metrics/evaluate.json"]["hsae.level2.l0"]
     assert level2["new"] < level2["old"]
