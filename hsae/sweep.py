@@ -16,9 +16,9 @@ from typing import Any
 
 from hsae import context_bootstrap, experiments, seed_models
 from hsae.config import check
-from hsae.experiments import read_recipe
+from hsae.experiments import Recipe, read_recipe
 from hsae.files import read_json, write_json
-from hsae.run import in_lock
+from hsae.run import LOCK
 from hsae.sweep_config import SCHEMAS, AnySweep, Comparison, load
 from hsae.sweep_results import collect
 
@@ -31,25 +31,27 @@ def read_committed(commit: str, path: str) -> dict[str, Any]:
 KEPT = Path("metrics/sweeps")
 
 
-def read_kept(label: str) -> dict[str, Any]:
+def read_kept(label: str, activations: str | None) -> dict[str, Any]:
     """Contents of the metrics files of a sweep's experiments, by their names, as `write_kept` left them.
 
     The names tell of code and parameters (experiments.Recipe), not of the language model, which another processor
-    trains to another result: what was measured on other activations than dvc.lock has is not taken.
+    trains to another result: what was measured on other activations is not taken.
     """
     path = KEPT / f"{label}.json"
     content = read_json(path) if path.is_file() else {"activations": None, "results": {}}
-    return content["results"] if content["activations"] == _activations() else {}
+    return content["results"] if content["activations"] == activations else {}
 
 
-def write_kept(label: str, results: dict[str, Any]) -> None:
+def write_kept(label: str, activations: str | None, results: dict[str, Any]) -> None:
     """Keep these and no others."""
-    write_json(KEPT / f"{label}.json", {"activations": _activations(), "results": results})
+    write_json(KEPT / f"{label}.json", {"activations": activations, "results": results})
 
 
-def _activations() -> str | None:
-    found = in_lock("data/activations/train")
-    return found and found[0]
+def activations_of(lock: str, recipe: Recipe) -> str | None:
+    """MD5 of the activations that a dvc.lock (its text) names; None if it names none, or the recipe needs none."""
+    made = re.search(r"^  extract_activations:\n(?:    .*\n)*?    outs:\n((?:    [- ].*\n)+)", lock, re.MULTILINE)
+    found = made and re.search(r"- path: data/activations/train\n +hash: md5\n +md5: (\w{32})", made[1])
+    return found[1] if found and "extract_activations" in recipe.stages else None
 
 
 def share(text: str) -> slice:
@@ -81,8 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
         if options.share is not None:
             runs = dict([*runs.items()][share(options.share)])
         names = {run: recipe.name(f"{options.sweep}-{run[0]}-{run[1]}", overrides) for run, overrides in runs.items()}
+        here = activations_of(LOCK.read_text(encoding="utf-8") if LOCK.is_file() else "", recipe)
         # A comparison takes models and sums over contexts from the experiments themselves.
-        kept = {} if isinstance(sweep, Comparison) else read_kept(options.sweep)
+        kept = {} if isinstance(sweep, Comparison) else read_kept(options.sweep, here)
         wanted = {names[run]: overrides for run, overrides in runs.items() if names[run] not in kept}
         if options.collect:
             done = experiments.finished(wanted)
@@ -90,7 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
             done = experiments.run(wanted, recipe, options.jobs, options.sweep)
         missing = [name for name in wanted if name not in done]
         if options.share is None:
-            _collect(options.sweep, sweep, names, done, kept, missing)
+            locks = {name: experiments.git("show", f"{commit}:dvc.lock") for name, commit in done.items()}
+            activations = dict.fromkeys(kept, here) | {n: activations_of(lock, recipe) for n, lock in locks.items()}
+            _collect(options.sweep, sweep, names, done, kept, missing, activations)
     except (ValueError, OSError) as error:
         sys.exit(f"error: sweep: {error}")
     except KeyboardInterrupt:
@@ -111,8 +116,12 @@ def _collect(
     done: dict[str, str],
     kept: dict[str, Any],
     missing: list[str],
+    activations: dict[str, str | None],
 ) -> None:
-    """Write what is known of a sweep's experiments, finished or kept, into metrics/ and plots/."""
+    """Write what is known of a sweep's experiments, finished or kept, into metrics/ and plots/.
+
+    Raises ValueError if they do not have the same activations.
+    """
     by_name = {
         name: {k: v for path in sweep.metrics for k, v in read_committed(commit, path).items()}
         for name, commit in done.items()
@@ -121,6 +130,13 @@ def _collect(
     results = {run: by_name[name] for run, name in names.items() if name in by_name}
     if not results:
         return
+    first, *others = activations
+    other = next((name for name in others if activations[name] != activations[first]), None)
+    if other:
+        raise ValueError(
+            f"`{other}` has activations of md5 {activations[other]}, `{first}` {activations[first]}: `dvc repro` makes "
+            "those of this machine, without which experiments make their own; `dvc exp remove` forgets an experiment."
+        )
     if isinstance(sweep, Comparison):
         commits = {seed: done[names[condition, seed]] for condition, seed in results}
         by_context = [context_bootstrap.read(commit) for commit in commits.values()]
@@ -129,7 +145,7 @@ def _collect(
             seed_models.collect(commits, sweep.models)
     else:
         collect(label, sweep, results, missing)
-        write_kept(label, {names[run]: content for run, content in results.items()})
+        write_kept(label, activations[first], {names[run]: content for run, content in results.items()})
 
 
 if __name__ == "__main__":

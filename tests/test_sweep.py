@@ -13,7 +13,7 @@ from hsae.config import flatten
 from hsae.experiments import Recipe
 from hsae.losses import Coefficients
 from hsae.statistics import paired_comparison
-from hsae.sweep import main, share
+from hsae.sweep import activations_of, main, share
 from hsae.sweep_config import SCHEMAS, Ablations, Claim, Comparison, Frontier, GroundTruth, load
 from hsae.sweep_results import collect, compare, judge, matched, points, summarize, tidy
 from hsae.training import Phase
@@ -426,7 +426,9 @@ class FakeProject:
         self.ran: list[dict[str, Any]] = []
         swept = ablations(seeds=[0, 1], conditions={"reference": {}, "off": {"beta1": 0.0}})
         monkeypatch.setattr(sweep, "load", lambda _: swept)
-        monkeypatch.setattr(sweep, "read_recipe", lambda _: Recipe("evaluate_hsae", {}, {}, PARAMS))
+        self.stages: dict[str, Any] = {"extract_activations": {}, "evaluate_hsae": {}}
+        self.locks: dict[str, str] = {}  # commit -> dvc.lock
+        monkeypatch.setattr(sweep, "read_recipe", lambda _: Recipe("evaluate_hsae", self.stages, {}, PARAMS))
         monkeypatch.setattr(Recipe, "name", lambda _self, label, _overrides: label)
         monkeypatch.setattr(experiments, "finished", lambda names: {n: self.done[n] for n in names if n in self.done})
         monkeypatch.setattr(experiments, "run", self.run)
@@ -437,6 +439,9 @@ class FakeProject:
         return {name: self.done[name] for name in wanted if name in self.done}
 
     def git(self, *arguments: str) -> str:
+        commit, path = arguments[1].split(":")
+        if path == "dvc.lock":
+            return self.locks.get(commit, "")
         level1 = {"fvu": int(arguments[1][0]) / 10, "l0": 8.0}
         assert arguments == ("show", f"{arguments[1][0]}:metrics/hsae.json")
         return json.dumps({"level1": level1})
@@ -484,20 +489,49 @@ def test_collecting_runs_nothing_and_takes_what_there_is(fake: FakeProject):
     assert fake.ran == []
 
 
-LOCK = """stages:
+LOCK = """schema: '2.0'
+stages:
+  evaluate_hsae:
+    cmd: python -m stages.evaluate_hsae
+    deps:
+    - path: data/activations/train
+      hash: md5
+      md5: 00000000000000000000000000000000.dir
   extract_activations:
+    cmd: python -m stages.extract_activations
+    deps:
+    - path: models/transformer.safetensors
+      hash: md5
+      md5: 11111111111111111111111111111111
     outs:
+    - path: data/activations/test
+      hash: md5
+      md5: 22222222222222222222222222222222.dir
     - path: data/activations/train
       hash: md5
       md5: {md5}.dir
       size: 12
       nfiles: 1
+  phase1:
+    cmd: python -m stages.phase1
 """
+
+
+def test_the_activations_of_a_lock_are_those_that_extraction_made_and_matter_where_it_is_part_of_the_recipe():
+    recipe = Recipe("evaluate_hsae", {"extract_activations": {}}, {}, PARAMS)
+    assert activations_of(LOCK.format(md5="a" * 32), recipe) == "a" * 32
+    assert activations_of("", recipe) is None
+    assert activations_of(LOCK.format(md5="a" * 32), Recipe("synthetic", {"synthetic": {}}, {}, PARAMS)) is None
+    committed = (ROOT / "dvc.lock").read_text()
+    made = OmegaConf.create(committed)["stages"]["extract_activations"]["outs"]
+    expected = next(out["md5"] for out in made if out["path"] == "data/activations/train")
+    assert activations_of(committed, recipe) == expected.removesuffix(".dir")
 
 
 def test_what_a_clone_has_measured_no_other_runs_again_unless_on_other_activations(
     fake: FakeProject, capsys: pytest.CaptureFixture[str]
 ):
+    fake.locks = dict.fromkeys("1235", LOCK.format(md5="a" * 32))
     Path("dvc.lock").write_text(LOCK.format(md5="a" * 32))
     fake.done = dict(zip(LABELS[:3], "123", strict=True))
     main(["ablations", "--collect"])
@@ -517,8 +551,39 @@ def test_what_a_clone_has_measured_no_other_runs_again_unless_on_other_activatio
     assert strict("metrics/ablations.json") == whole, "what is not known is not collected"
     assert "0 of 4 experiments are finished; 4 are missing" in capsys.readouterr().out
     fake.done = dict(zip(LABELS[:1], "1", strict=True))
+    fake.locks = {"1": LOCK.format(md5="b" * 32)}
     main(["ablations", "--collect"])
-    assert [*strict("metrics/sweeps/ablations.json")["results"]] == LABELS[:1]
+    kept = strict("metrics/sweeps/ablations.json")
+    assert (kept["activations"], [*kept["results"]]) == ("b" * 32, LABELS[:1])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_results_on_other_activations_are_not_mixed(fake: FakeProject, kept: bool):
+    Path("dvc.lock").write_text(LOCK.format(md5="a" * 32))
+    fake.locks = {"1": LOCK.format(md5="a" * 32), "2": LOCK.format(md5="b" * 32)}
+    if kept:
+        fake.done = {LABELS[0]: "1"}
+        main(["ablations", "--collect"])
+        fake.done = {LABELS[1]: "2"}  # a clone on another processor, in which nothing was reproduced before
+    else:
+        fake.done = {LABELS[0]: "1", LABELS[1]: "2"}
+    with pytest.raises(
+        SystemExit,
+        match=rf"^error: sweep: `{LABELS[1]}` has activations of md5 b{{32}}, `{LABELS[0]}` a{{32}}: [^\n]*$",
+    ):
+        main(["ablations", "--collect"])
+
+
+def test_a_sweep_that_needs_no_activations_keeps_its_results_whatever_dvc_lock_has(fake: FakeProject):
+    fake.stages = {"synthetic": {}}
+    fake.done = dict(zip(LABELS, "1235", strict=True))
+    Path("dvc.lock").write_text(LOCK.format(md5="a" * 32))
+    main(["ablations", "--collect"])
+    fake.done = {}
+    Path("dvc.lock").write_text(LOCK.format(md5="b" * 32))
+    main(["ablations"])
+    assert fake.ran[0]["wanted"] == {}
+    assert strict("metrics/ablations.json")["missing"] == []
 
 
 def test_a_refusal_is_one_line(fake: FakeProject, monkeypatch: pytest.MonkeyPatch):
