@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hsae.comparison_plots import SIGNIFICANT
 from hsae.files import read_json, write_text
 from hsae.report import rows
 
 BATCH = 4096  # of the benchmark's, the one that is shown
-SIGNIFICANT = 0.05
 
 
 def results(evaluation: dict[str, Any]) -> str:

@@ -9,14 +9,12 @@ import pandas as pd
 
 from hsae import plots
 from hsae.clusters import L0_LEVEL
-from hsae.comparison_plots import comparison_table
+from hsae.comparison_plots import SIGNIFICANT, comparison_table
 from hsae.config import check, flatten
 from hsae.context_bootstrap import Run, intervals
 from hsae.files import write_csv, write_figure, write_json
 from hsae.statistics import at_matched_l0, bootstrap_interval, holm, paired_comparison
 from hsae.sweep_config import Ablations, AnySweep, Claim, Comparison, Frontier, GroundTruth
-
-SIGNIFICANT = 0.05
 
 
 def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
