@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from hsae import context_bootstrap, experiments, presets, seed_models, sweep, sweep_config
@@ -523,7 +524,7 @@ def test_the_activations_of_a_lock_are_those_that_extraction_made_and_matter_whe
     assert activations_of("", recipe) is None
     assert activations_of(LOCK.format(md5="a" * 32), Recipe("synthetic", {"synthetic": {}}, {}, PARAMS)) is None
     committed = (ROOT / "dvc.lock").read_text()
-    made = OmegaConf.create(committed)["stages"]["extract_activations"]["outs"]
+    made = yaml.safe_load(committed)["stages"]["extract_activations"]["outs"]
     expected = next(out["md5"] for out in made if out["path"] == "data/activations/train")
     assert activations_of(committed, recipe) == expected.removesuffix(".dir")
 
