@@ -14,11 +14,9 @@ from matplotlib.axis import Axis
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-
-SMALLEST_FVU = 1e-3  # of a log axis: a full basis rebuilds everything, and would stretch it to 1e-7
 
 
 def loss_curve(curve: pd.DataFrame) -> Figure:
@@ -65,7 +63,7 @@ def dictionaries(results: pd.DataFrame, y: str, label: str) -> Figure:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set(xscale="log", xlabel=f"1 − {label} (log scale; left is better)", ylabel="")
     axes.margins(x=0.12)
-    _label_between_decades(axes.xaxis)
+    label_between_decades(axes.xaxis)
     for above, below in itertools.pairwise(range(len(names))):
         if shown["latents"].iloc[above] != shown["latents"].iloc[below]:
             axes.axhline(below - 0.5, color="black", linewidth=1)
@@ -113,49 +111,6 @@ def hierarchical_order(W_dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return parents, np.lexsort((-shares.max(0), rank[strongest]))
 
 
-def paired_differences(comparisons: pd.DataFrame, reference: str) -> Figure:
-    """Forest plot: how each condition differs from the `reference`, a panel per metric, both in the frame's order.
-
-    Columns: condition, metric, difference, low, high, p_holm, as `hsae.statistics.paired_comparison` returns them. A
-    marker is filled where p_holm < .05 and hollow elsewhere.
-    """
-    conditions = comparisons["condition"].unique()
-    figure, panels = panel_grid(comparisons["metric"].unique().tolist(), 0.9 + 0.26 * len(conditions))
-    for metric, axes in panels.items():
-        _forest_panel(axes, comparisons[comparisons["metric"] == metric].set_index("condition").reindex(conditions))
-        axes.set_title(metric)
-    figure.supxlabel(f"difference from the {reference}: mean over seeds and 95% interval", fontsize="medium")
-    handles = next(iter(panels.values())).get_legend_handles_labels()[0]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
-    return figure
-
-
-def frontier(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
-    """L0 against each quantity in `ys` (column: label): a row of panels per level, a line per method.
-
-    Columns: method, level, l0 and the keys of `ys`; one row per trained sparsity (means, where there are several
-    seeds: the line joins all points of a method). Columns named fvu* are drawn on a log scale, down to
-    SMALLEST_FVU.
-    """
-    tidy = points.melt(["method", "level", "l0"], list(ys), "quantity")
-    grid = sns.relplot(
-        tidy, x="l0", y="value", row="level", col="quantity", hue="method", style="method", kind="line", estimator=None,
-        markers=True, markersize=8, height=3.4, aspect=1.2, facet_kws={"sharex": "row", "sharey": False},
-        palette=colors(len(points["method"].unique())),
-    )  # fmt: skip
-    grid.set_titles("level {row_name}").set_xlabels("L0: active latents per token (log scale)")
-    for (_, quantity), axes in grid.axes_dict.items():
-        axes.set_ylabel(ys[quantity])
-        axes.set_xscale("log")
-        _label_between_decades(axes.xaxis)
-        if quantity.startswith("fvu"):
-            axes.set_yscale("log")
-            axes.set_ylim(bottom=max(axes.get_ylim()[0], SMALLEST_FVU))
-            _label_between_decades(axes.yaxis)
-    grid.tight_layout()
-    return grid.figure
-
-
 def panel_grid(
     names: list[str], height: float, width: float = 3.4, n_columns: int = 3, *, sharey: bool = True
 ) -> tuple[Figure, dict[str, Axes]]:
@@ -170,21 +125,8 @@ def panel_grid(
     return figure, dict(zip(names, panels, strict=False))
 
 
-def _forest_panel(axes: Axes, rows: pd.DataFrame) -> None:
-    y = np.arange(len(rows))
-    significant = (rows["p_holm"] < 0.05).to_numpy()
-    axes.axvline(0, color="black", linewidth=1)
-    axes.hlines(y, rows["low"], rows["high"], color="C0", linewidth=1.5)
-    look = {"s": 24, "edgecolor": "C0", "linewidth": 1.2, "zorder": 3}
-    for shown, face, label in ((significant, "C0", "p < .05 after Holm"), (~significant, "white", "p ≥ .05")):
-        axes.scatter(rows["difference"][shown], y[shown], facecolor=face, label=label, **look)
-    axes.set_yticks(y, rows.index)
-    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first condition on top
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-
-
-def _label_between_decades(axis: Axis) -> None:
-    # A frontier spans a decade or less, where the default labels one tick, or two.
+def label_between_decades(axis: Axis) -> None:
+    """Plain numbers along a logarithmic axis of a decade or less, where the default labels one tick, or two."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())

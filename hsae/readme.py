@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hsae.comparison_plots import SIGNIFICANT
+from hsae.sweep_plots import SIGNIFICANT
 from hsae.files import read_json, write_text
 from hsae.report import rows
 

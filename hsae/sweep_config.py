@@ -91,12 +91,18 @@ class Ablations(Sweep):
 
 @dataclass
 class Frontier(Sweep):
-    """Sparsities, and the L0s of each level at which methods are compared; `headline` has metrics of a dictionary."""
+    """Sparsities, and the L0s of each level at which methods are compared with the method `reference`, seed by seed.
 
+    `headline` has metrics of a dictionary.
+    """
+
+    reference: str
     matched_l0: dict[str, list[float]]
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        allowed = ["HSAE", *variants.VARIANTS]
+        check("reference", self.reference, f"one of {', '.join(allowed)}", self.reference in allowed)
         for level in self.matched_l0:
             check("matched_l0", level, "level1 or level2", level in ("level1", "level2"))
 

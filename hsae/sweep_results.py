@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from hsae import plots
 from hsae.clusters import L0_LEVEL
-from hsae.comparison_plots import SIGNIFICANT, comparison_table
 from hsae.config import check, flatten
 from hsae.context_bootstrap import Run, intervals
 from hsae.files import write_csv, write_figure, write_json
 from hsae.statistics import at_matched_l0, bootstrap_interval, holm, paired_comparison
 from hsae.sweep_config import Ablations, AnySweep, Claim, Comparison, Frontier, GroundTruth
+from hsae.sweep_plots import SIGNIFICANT, comparison_table, frontier, paired_differences
 
 
 def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
@@ -28,21 +27,21 @@ def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "seed", "metric", "value"])
 
 
-def compare(frame: pd.DataFrame, sweep: Ablations | Comparison | GroundTruth) -> pd.DataFrame:
-    """`paired_comparison` of the headline metrics, as far as a condition shares two seeds with the reference.
+def compare(frame: pd.DataFrame, metrics: list[str], reference: str) -> pd.DataFrame:
+    """`paired_comparison` of some metrics, as far as a condition shares two seeds with the reference.
 
-    Raises ValueError for a headline metric that no result has.
+    Raises ValueError for a metric that no result has.
     """
     there = frame["metric"].unique().tolist()
-    for metric in sweep.headline:
-        check("headline", metric, f"in {' and '.join(sweep.metrics)} ({', '.join(there)})", metric in there)
-    shown = frame.query("metric in @sweep.headline").dropna()
-    paired = shown.merge(shown.query("condition == @sweep.reference").filter(["metric", "seed"]))
+    for metric in metrics:
+        check("headline", metric, f"a metric of the results ({', '.join(there)})", metric in there)
+    shown = frame.query("metric in @metrics").dropna()
+    paired = shown.merge(shown.query("condition == @reference").filter(["metric", "seed"]))
     groups = [group for _, group in paired.groupby(["condition", "metric"], sort=False) if len(group) > 1]
     kept = pd.concat(groups) if groups else paired.head(0)
-    if set(kept["condition"]) <= {sweep.reference}:
+    if set(kept["condition"]) <= {reference}:
         return pd.DataFrame(columns=["condition", "metric", "p"])
-    return paired_comparison(kept, sweep.reference, seed=0)
+    return paired_comparison(kept, reference, seed=0)
 
 
 def judge(comparisons: pd.DataFrame, claims: list[Claim]) -> list[dict[str, Any]]:
@@ -61,12 +60,12 @@ def judge(comparisons: pd.DataFrame, claims: list[Claim]) -> list[dict[str, Any]
     return judged
 
 
-def summarize(frame: pd.DataFrame, comparisons: pd.DataFrame, headline: list[str]) -> dict[str, dict[str, Any]]:
-    """condition -> headline metric -> its mean over n seeds, and its comparison with the reference, if there is one.
+def summarize(frame: pd.DataFrame, comparisons: pd.DataFrame, metrics: list[str]) -> dict[str, dict[str, Any]]:
+    """condition -> metric -> its mean over n seeds, and its comparison with the reference, if there is one.
 
     `interval` is the 95% bootstrap interval of the mean; None for one seed.
     """
-    shown = frame[frame["metric"].isin(headline)].dropna()
+    shown = frame[frame["metric"].isin(metrics)].dropna()
     summary: dict[str, dict[str, Any]] = {}
     for (condition, metric), group in shown.groupby(["condition", "metric"], sort=False):  # pyright: ignore
         values = np.asarray(group["value"], dtype=float)
@@ -132,32 +131,38 @@ def compared(sweep: AnySweep, results: dict[tuple[str, int], dict[str, Any]]) ->
 
 
 def points(evaluations: dict[tuple[str, int], dict[str, Any]], ys: list[str]) -> pd.DataFrame:
-    """A row per method, level and sparsity, the mean over seeds: method, level (1 or 2), l0 and `ys`.
+    """A row per method, level (1 or 2), sparsity (condition) and seed: with l0 and `ys`.
 
     `evaluations` hold metrics/evaluate.json of some (condition, seed). What no sparsity changes (most clusterings)
-    stands there once.
+    stands there once a seed.
     """
     rows = []
-    for (condition, _), evaluation in evaluations.items():
+    for (condition, seed), evaluation in evaluations.items():
         for entry in dictionaries(evaluation):
             known = {key: entry.metrics[key] for key in ("l0", *ys)}
             values = {key: np.nan if value is None else value for key, value in known.items()}
-            rows.append({"condition": condition, "method": entry.method, "level": entry.level, **values})
-    groups = pd.DataFrame(rows).groupby(["method", "level", "condition"], sort=False, as_index=False)
-    means = groups.agg(dict.fromkeys(["l0", *ys], "mean"))
-    return means.drop(columns="condition").drop_duplicates(ignore_index=True)
+            place = {"method": entry.method, "level": entry.level, "condition": condition, "seed": seed}
+            rows.append({**place, **values})
+    table = pd.DataFrame(rows, columns=["method", "level", "condition", "seed", "l0", *ys])
+    return table.drop_duplicates(["method", "level", "seed", "l0", *ys], ignore_index=True)
 
 
-def matched(frontiers: pd.DataFrame, sweep: Frontier) -> dict[str, Any]:
-    """level -> L0 -> method -> metric, on each method's frontier; None where its sparsities do not reach that L0."""
-    result: dict[str, Any] = {level: {f"{l0:g}": {} for l0 in l0s} for level, l0s in sweep.matched_l0.items()}
-    for (method, number), own in frontiers.groupby(["method", "level"], sort=False):  # pyright: ignore
-        for l0 in sweep.matched_l0.get(f"level{number}", []) if len(own) > 1 else []:
-            known = {y: own.filter(["l0", y]).dropna() for y in sweep.headline}
-            values = {y: at_matched_l0(points, l0, y) if len(points) else np.nan for y, points in known.items()}
-            finite = {y: value if np.isfinite(value) else None for y, value in values.items()}
-            result[f"level{number}"][f"{l0:g}"][method] = finite
-    return result
+def matched(frontiers: pd.DataFrame, sweep: Frontier) -> pd.DataFrame:
+    """`tidy` rows whose conditions are the methods: the frontier of each of their seeds, read at the sweep's L0s.
+
+    Metrics are `level1.l0_8.fvu` and the like, nan where the sparsities of a seed do not reach that L0. A method of one
+    sparsity has no frontier.
+    """
+    rows, active = [], frontiers.query("l0 > 0")
+    for (method, level, seed), own in active.groupby(["method", "level", "seed"], sort=False):  # pyright: ignore
+        for l0 in sweep.matched_l0.get(f"level{level}", []) if len(own) > 1 else []:
+            for y in sweep.headline:
+                known = own.filter(["l0", y]).dropna()
+                value = at_matched_l0(known, l0, y) if len(known) else np.nan
+                rows.append(
+                    {"condition": method, "seed": seed, "metric": f"level{level}.l0_{l0:g}.{y}", "value": value}
+                )
+    return pd.DataFrame(rows, columns=["condition", "seed", "metric", "value"])
 
 
 def over_contexts(evaluation: dict[str, Any], runs: list[Run], reference: str) -> dict[tuple[str, str], dict[str, Any]]:
@@ -187,31 +192,33 @@ def collect(
     """
     result = {"target": sweep.target, "budget": flatten(sweep.budget), "seeds": sweep.seeds, "missing": missing}
     if isinstance(sweep, Frontier):
-        frame = points(results, list(sweep.headline))
-        active = frame.query("l0 > 0")  # the axis is logarithmic
-        result["matched_l0"] = matched(active, sweep)
-        figure = plots.frontier(active, sweep.headline)
+        table = points(results, list(sweep.headline))
+        whole = {run: r for run, r in results.items() if all((name, run[1]) in results for name in sweep.conditions)}
+        frame = matched(points(whole, list(sweep.headline)), sweep)
+        shown = frame["metric"].unique().tolist()
+        figure = frontier(table.query("l0 > 0"), sweep.headline)  # the axis is logarithmic
     else:
-        frame = compared(sweep, results)
-        comparisons = compare(frame, sweep)
-        summary = summarize(frame, comparisons, list(sweep.headline))
-        result["reference"] = sweep.reference
-        if isinstance(sweep, Comparison):
-            of_contexts = over_contexts(next(iter(results.values())), runs, sweep.reference) if runs else {}
-            for (method, metric), own in of_contexts.items():
-                if metric in sweep.headline:
-                    summary[method][metric] |= own
-            figure = comparison_table(summary, sweep.headline, sweep.reference)
-        else:
-            labelled = comparisons.replace({"metric": sweep.headline})
-            figure = plots.paired_differences(labelled, sweep.reference) if len(comparisons) else None
-        if isinstance(sweep, Comparison | GroundTruth):
-            result["methods"] = summary
-        else:
-            result["overrides"] = {condition: flatten(values) for condition, values in sweep.conditions.items()}
-            result["conditions"] = summary
-            result["claims"] = judge(comparisons, sweep.claims)
-    write_csv(Path(f"metrics/{name}.csv"), frame)
+        table = frame = compared(sweep, results)
+        shown, figure = list(sweep.headline), None
+    comparisons = compare(frame, shown, sweep.reference)
+    summary = summarize(frame, comparisons, shown)
+    result["reference"] = sweep.reference
+    if isinstance(sweep, Ablations):
+        result["overrides"] = {condition: flatten(values) for condition, values in sweep.conditions.items()}
+        result["conditions"] = summary
+        result["claims"] = judge(comparisons, sweep.claims)
+    else:
+        result["methods"] = summary
+    if isinstance(sweep, Comparison):
+        of_contexts = over_contexts(next(iter(results.values())), runs, sweep.reference) if runs else {}
+        for (method, metric), own in of_contexts.items():
+            if metric in sweep.headline:
+                summary[method][metric] |= own
+        figure = comparison_table(summary, sweep.headline, sweep.reference)
+    elif isinstance(sweep, Ablations | GroundTruth):
+        labelled = comparisons.replace({"metric": sweep.headline})
+        figure = paired_differences(labelled, sweep.reference) if len(comparisons) else None
+    write_csv(Path(f"metrics/{name}.csv"), table)
     write_json(Path(f"metrics/{name}.json"), result)
     if figure:
         write_figure(Path(f"plots/{name}.png"), figure)

@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.collections import Collection, LineCollection
 from matplotlib.figure import Figure
 
 from hsae import plots
@@ -109,117 +108,6 @@ def test_the_heatmap_names_how_many_latents_each_axis_has(shape: tuple[int, int]
     axes = plots.decoder_heatmap(np.random.default_rng(0).random(shape)).axes[0]
     assert axes.get_xlabel().startswith(f"{shape[1]} level-1 latents")
     assert axes.get_ylabel().startswith(f"{shape[0]} level-2 latents")
-
-
-def comparison(condition: str, metric: str, difference: float, p_holm: float) -> dict[str, object]:
-    low, high = difference - 0.5, difference + 0.25
-    return {
-        "condition": condition, "metric": metric, "difference": difference, "low": low, "high": high, "p_holm": p_holm
-    }  # fmt: skip
-
-
-COMPARISONS = pd.DataFrame(
-    [
-        comparison("no grouping", "fvu", 0.5, 0.001),
-        comparison("frozen", "fvu", -1.0, 0.05),
-        comparison("no grouping", "purity", 2.0, 0.6),
-    ]
-)
-
-
-def drawn_points(collection: Collection) -> list[list[float]]:
-    offsets = np.ma.filled(np.ma.asarray(collection.get_offsets()), np.nan)
-    return offsets[~np.isnan(offsets).any(1)].tolist()
-
-
-def test_the_forest_shows_every_difference_with_its_interval_and_fills_the_significant_ones():
-    figure = plots.paired_differences(COMPARISONS, "reference")
-    assert [axes.get_title() for axes in figure.axes] == ["fvu", "purity"]
-    panels = []
-    for axes in figure.axes:
-        bars, significant, others = axes.collections
-        assert isinstance(bars, LineCollection)
-        segments = [np.asarray(segment) for segment in bars.get_segments()]
-        intervals = [segment[:, 0].tolist() for segment in segments if segment.size]
-        panels.append((intervals, drawn_points(significant), drawn_points(others)))
-        assert np.asarray(significant.get_facecolor())[0, :3].tolist() != [1, 1, 1]
-        assert np.asarray(others.get_facecolor())[0, :3].tolist() == [1, 1, 1]
-    assert panels == [
-        ([[0.0, 0.75], [-1.5, -0.75]], [[0.5, 0]], [[-1.0, 1]]),
-        ([[1.5, 2.25]], [], [[2.0, 0]]),
-    ]
-
-
-def test_the_forests_conditions_stand_in_order_from_the_top_with_a_line_at_no_difference():
-    figure = plots.paired_differences(COMPARISONS, "reference")
-    first = figure.axes[0]
-    assert [label.get_text() for label in first.get_yticklabels()] == ["no grouping", "frozen"]
-    assert first.yaxis_inverted()
-    for axes in figure.axes:
-        (zero,) = axes.get_lines()
-        assert np.asarray(zero.get_xdata()).tolist() == [0, 0]
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["p < .05 after Holm", "p ≥ .05"]
-
-
-@pytest.mark.parametrize("n_metrics", [1, 3, 4, 6])
-def test_the_forest_has_a_panel_per_metric_and_no_empty_one(n_metrics: int):
-    frame = pd.concat([COMPARISONS[:2].assign(metric=f"metric {i}") for i in range(n_metrics)])
-    figure = plots.paired_differences(frame, "reference")
-    assert [axes.get_title() for axes in figure.axes] == [f"metric {i}" for i in range(n_metrics)]
-
-
-@pytest.fixture
-def frontier_points() -> pd.DataFrame:
-    rows = [
-        ("HSAE", 1, 32.0, 0.1, 0.9), ("HSAE", 1, 8.0, 0.2, 0.8), ("flat TopK", 1, 16.0, 0.3, 0.7),
-        ("HSAE", 2, 4.0, 0.4, 0.6), ("k-means", 2, 1.0, 0.8, np.nan),
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["method", "level", "l0", "fvu_h1", "recovered"])
-
-
-def test_the_frontier_has_a_row_per_level_a_column_per_quantity_and_a_line_per_method(frontier_points: pd.DataFrame):
-    figure = plots.frontier(frontier_points, {"fvu_h1": "FVU of h1", "recovered": "loss recovered"})
-    titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["level 1", "level 1", "level 2", "level 2"]
-    assert [axes.get_ylabel() for axes in figure.axes] == ["FVU of h1", "loss recovered"] * 2
-    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear"] * 2
-    assert {axes.get_xscale() for axes in figure.axes} == {"log"}
-    lines = [
-        [np.column_stack(line.get_data()).tolist() for line in axes.get_lines() if len(np.asarray(line.get_xdata()))]
-        for axes in figure.axes
-    ]
-    assert lines == [
-        [[[8.0, 0.2], [32.0, 0.1]], [[16.0, 0.3]]],
-        [[[8.0, 0.8], [32.0, 0.9]], [[16.0, 0.7]]],
-        [[[4.0, 0.4]], [[1.0, 0.8]]],
-        [[[4.0, 0.6]]],
-    ]
-
-
-def test_a_method_looks_the_same_in_every_panel_and_unlike_the_others(frontier_points: pd.DataFrame):
-    figure = plots.frontier(frontier_points, {"fvu_h1": "FVU of h1"})
-    level1, level2 = [
-        [(line.get_color(), str(line.get_marker())) for line in axes.get_lines() if len(np.asarray(line.get_xdata()))]
-        for axes in figure.axes
-    ]
-    assert level1[0] == level2[0]
-    assert len({color for color, _ in [*level1, *level2]}) == len({marker for _, marker in [*level1, *level2]}) == 3
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["HSAE", "flat TopK", "k-means"]
-
-
-def test_the_ticks_of_a_frontier_are_plain_numbers_between_the_decades(frontier_points: pd.DataFrame):
-    figure = plots.frontier(frontier_points, {"fvu_h1": "FVU of h1"})
-    figure.canvas.draw()
-    (left, right), labels = figure.axes[0].get_xlim(), figure.axes[0].get_xticklabels()
-    assert [label.get_text() for label in labels if left <= label.get_position()[0] <= right] == ["10", "20"]
-
-
-def test_a_basis_that_rebuilds_everything_does_not_stretch_the_frontier(frontier_points: pd.DataFrame):
-    full_rank = pd.DataFrame([("PCA", 1, 128.0, 1e-7)], columns=["method", "level", "l0", "fvu_h1"])
-    figure = plots.frontier(pd.concat([frontier_points, full_rank]), {"fvu_h1": "FVU of h1"})
-    assert figure.axes[0].get_ylim()[0] == plots.SMALLEST_FVU
 
 
 def test_the_forest_has_a_line_per_child_as_wide_as_its_share_and_says_p():

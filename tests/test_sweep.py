@@ -45,6 +45,7 @@ def frontier(**changes: Any) -> Frontier:
         "budget": {},
         "conditions": {"dense": {}, "sparse": {"beta1": 1.0}},
         "headline": {"fvu": "FVU", "dead_fraction": "dead"},
+        "reference": "HSAE",
         "matched_l0": {"level1": [4, 100], "level2": [2]},
     }
     return Frontier(**{**values, **changes})
@@ -166,9 +167,12 @@ def results(fvu: dict[str, list[float | None]]) -> dict[tuple[str, int], dict[st
     }
 
 
+HEADLINE = ["level1.fvu", "level1.l0"]
+
+
 def test_headline_metrics_are_compared_with_the_reference_as_far_as_seeds_are_shared():
     frame = tidy(results({"reference": [0.5, 0.6, 0.7], "off": [0.6, 0.8, None], "long": [0.4]}))
-    comparisons = compare(frame, ablations())
+    comparisons = compare(frame, HEADLINE, "reference")
     rows = comparisons.set_index(["condition", "metric"])
     assert [*rows.index] == [("off", "level1.fvu"), ("off", "level1.l0")]
     assert rows.loc[("off", "level1.fvu"), "n"] == 2
@@ -180,14 +184,16 @@ def test_headline_metrics_are_compared_with_the_reference_as_far_as_seeds_are_sh
 
 def test_without_two_shared_seeds_nothing_is_compared():
     frame = tidy(results({"reference": [0.5], "off": [0.6]}))
-    assert compare(frame, ablations()).empty
-    assert compare(frame.query("condition == 'off'"), ablations()).empty
+    assert compare(frame, HEADLINE, "reference").empty
+    assert compare(frame.query("condition == 'off'"), HEADLINE, "reference").empty
 
 
 def test_a_headline_metric_that_no_result_has_is_refused():
     frame = tidy(results({"reference": [0.5], "off": [0.6]}))
-    with pytest.raises(ValueError, match=r"`headline` must be in metrics/hsae.json \(level1.fvu, .*\); not 'level1.x'"):
-        compare(frame, ablations(headline={"level1.x": "x"}))
+    with pytest.raises(
+        ValueError, match=r"`headline` must be a metric of the results \(level1.fvu, .*\); not 'level1.x'"
+    ):
+        compare(frame, ["level1.x"], "reference")
 
 
 def comparison(condition: str, difference: float, p: float, metric: str = "level1.fvu") -> dict[str, Any]:
@@ -223,7 +229,7 @@ def test_a_claim_that_cannot_be_tested_yet_does_not_hold_and_counts_in_the_famil
 def test_the_summary_has_means_of_all_seeds_and_comparisons_where_there_are_any():
     frame = tidy(results({"reference": [0.5, 0.7], "off": [0.6, 0.9], "long": [0.4]}))
     headline = ["level1.fvu"]
-    summary = summarize(frame, compare(frame, ablations()).query("metric in @headline"), headline)
+    summary = summarize(frame, compare(frame, headline, "reference"), headline)
     assert summary["reference"] == {"level1.fvu": {"mean": pytest.approx(0.6), "interval": [0.5, 0.7], "n": 2}}
     assert summary["long"] == {"level1.fvu": {"mean": 0.4, "interval": None, "n": 1}}
     off = summary["off"]["level1.fvu"]
@@ -253,38 +259,43 @@ def evaluation(l0: float, fvu: float) -> dict[str, Any]:
 EVALUATIONS = {("dense", 0): evaluation(16, 0.1), ("dense", 1): evaluation(20, 0.2), ("sparse", 0): evaluation(2, 0.4)}
 
 
-def test_points_are_means_over_seeds_by_method_and_level_and_clusterings_stand_there_once():
+def test_points_are_rows_by_method_level_sparsity_and_seed_and_clusterings_stand_there_once_a_seed():
     table = points(EVALUATIONS, ["fvu", "dead_fraction"])
-    assert table.columns.tolist() == ["method", "level", "l0", "fvu", "dead_fraction"]
-    found: dict[tuple[str, int], list[list[float]]] = {}
+    assert table.columns.tolist() == ["method", "level", "condition", "seed", "l0", "fvu", "dead_fraction"]
+    found: dict[tuple[str, int], list[list[Any]]] = {}
     for row in table.to_dict("records"):
-        found.setdefault((row["method"], row["level"]), []).append([row["l0"], row["fvu"]])
+        found.setdefault((row["method"], row["level"]), []).append([row[k] for k in ("condition", "seed", "l0", "fvu")])
     assert found == {
-        ("HSAE", 1): [[18, pytest.approx(0.15)], [2, 0.4]],
-        ("HSAE", 2): [[9, pytest.approx(0.3)], [1, 0.8]],
-        ("topk", 1): [[18, pytest.approx(0.075)], [2, 0.2]],
-        ("topk", 2): [[9, pytest.approx(0.15)], [1, 0.4]],
-        ("kmeans", 1): [[1, 0.3]],
-        ("ward", 2): [[1, 0.4]],
-        ("pca", 1): [[8, 0.5], [2, 0.5]],
+        ("HSAE", 1): [["dense", 0, 16, 0.1], ["dense", 1, 20, 0.2], ["sparse", 0, 2, 0.4]],
+        ("HSAE", 2): [["dense", 0, 8, 0.2], ["dense", 1, 10, 0.4], ["sparse", 0, 1, 0.8]],
+        ("topk", 1): [["dense", 0, 16, 0.05], ["dense", 1, 20, 0.1], ["sparse", 0, 2, 0.2]],
+        ("topk", 2): [["dense", 0, 8, 0.1], ["dense", 1, 10, 0.2], ["sparse", 0, 1, 0.4]],
+        ("kmeans", 1): [["dense", 0, 1, 0.3], ["dense", 1, 1, 0.3]],
+        ("ward", 2): [["dense", 0, 1, 0.4], ["dense", 1, 1, 0.4]],
+        ("pca", 1): [["dense", 0, 8, 0.5], ["dense", 1, 8, 0.5], ["sparse", 0, 2, 0.5]],
     }
     assert table["method"].iloc[0] == "HSAE"
     flat = table.query("method == 'topk' and level == 1")
-    np.testing.assert_array_equal(flat["dead_fraction"], [np.nan, np.nan])
+    np.testing.assert_array_equal(flat["dead_fraction"], [np.nan] * 3)
 
 
-def test_methods_are_read_off_at_matched_l0_and_never_beyond_what_was_swept():
-    table = points({("dense", 0): evaluation(16, 0.1), ("sparse", 0): evaluation(2, 0.4)}, ["fvu", "dead_fraction"])
-    assert isinstance(table, pd.DataFrame)
-    swept = table.assign(dead_fraction=table["dead_fraction"].fillna(0.5))
-    found = matched(swept, frontier())
-    assert {*found} == {"level1", "level2"}
-    assert {*found["level1"]["4"]} == {"HSAE", "topk", "pca"}, "one point is no frontier"
+def test_methods_are_read_off_at_matched_l0_seed_by_seed_and_never_beyond_what_was_swept():
+    evaluations = {(name, seed): evaluation(l0, fvu + seed / 10) for name, l0, fvu in SPARSITIES for seed in (0, 1)}
+    table = points(evaluations, ["fvu", "dead_fraction"])
+    frame = matched(table.assign(dead_fraction=table["dead_fraction"].fillna(0.5)), frontier())
+    found = {(row["condition"], row["seed"], row["metric"]): row["value"] for row in frame.to_dict("records")}
+    of_level1 = {method for method, _, metric in found if metric.startswith("level1.l0_4.")}
+    assert of_level1 == {"HSAE", "topk", "pca"}, "one point is no frontier"
     # log2 4 = 2 lies a third of the way from 1 to 4.
-    assert found["level1"]["4"]["HSAE"] == {"fvu": pytest.approx(0.3), "dead_fraction": 0}
-    assert found["level1"]["4"]["topk"]["dead_fraction"] == pytest.approx(0.5)
-    assert found["level1"]["100"]["HSAE"] == {"fvu": None, "dead_fraction": None}
-    assert {*found["level2"]["2"]} == {"HSAE", "topk"}
+    assert found["HSAE", 0, "level1.l0_4.fvu"] == pytest.approx(0.3)
+    assert found["HSAE", 1, "level1.l0_4.fvu"] == pytest.approx(0.4)
+    assert found["topk", 1, "level1.l0_4.fvu"] == pytest.approx(0.2)
+    assert found["topk", 0, "level1.l0_4.dead_fraction"] == pytest.approx(0.5)
+    assert np.isnan(found["HSAE", 0, "level1.l0_100.fvu"])
+    assert {method for method, _, metric in found if metric.startswith("level2.")} == {"HSAE", "topk"}
+
+
+SPARSITIES = [("dense", 16, 0.1), ("sparse", 2, 0.4)]
 
 
 def strict(path: str) -> Any:
@@ -324,19 +335,35 @@ def test_ablations_of_one_seed_have_means_but_no_comparison_and_no_figure(
     assert not Path("plots").exists()
 
 
-def test_a_frontier_is_collected_into_points_matched_values_and_a_figure(
+def test_a_frontier_is_collected_into_points_a_summary_at_matched_l0_and_a_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    silent = evaluation(2, 0.4)
-    silent["hsae"]["level2"] = dictionary(16, 0, 1)  # no latent was ever active: it has no place on a log scale
-    collect("frontier", frontier(), {("dense", 0): evaluation(16, 0.1), ("sparse", 0): silent}, [])
+    of_seeds = {
+        (name, seed): evaluation(l0, fvu + seed * seed / 10) for name, l0, fvu in SPARSITIES for seed in (0, 1, 2)
+    }
+    # No latent was ever active: it has no place on a log scale.
+    of_seeds["sparse", 0]["hsae"]["level2"] = dictionary(16, 0, 1)
+    del of_seeds["dense", 2]  # so that its seed has no frontier yet
+    collect("frontier", frontier(seeds=[0, 1, 2]), of_seeds, ["frontier-dense-2"])
     table = pd.read_csv("metrics/frontier.csv")
-    assert table.query("method == 'HSAE' and level == 2")["l0"].tolist() == [8, 0]
-    values = strict("metrics/frontier.json")["matched_l0"]
-    assert values["level1"]["4"]["HSAE"]["fvu"] == pytest.approx(0.3)
-    assert "HSAE" not in values["level2"]["2"]
+    assert table.query("method == 'HSAE' and level == 2")["l0"].tolist() == [8, 8, 0, 1, 1]
+    methods = strict("metrics/frontier.json")["methods"]
+    assert methods["HSAE"]["level1.l0_4.fvu"] == {"mean": pytest.approx(0.35), "interval": [0.3, 0.4], "n": 2}
+    assert methods["HSAE"]["level2.l0_2.fvu"]["n"] == 1
+    topk = methods["topk"]["level1.l0_4.fvu"]
+    assert (topk["mean"], topk["difference"]) == (pytest.approx(0.175), pytest.approx(-0.175))
+    assert {"low", "high", "p", "p_holm"} < {*topk}
+    assert "difference" not in methods["topk"]["level2.l0_2.fvu"], "the HSAE's is there from one seed only"
+    assert "level1.l0_100.fvu" not in methods["topk"]
     assert Path("plots/frontier.png").stat().st_size > 1000
+
+
+def test_a_frontier_of_which_no_seed_is_whole_has_points_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    collect("frontier", frontier(), {("dense", 0): evaluation(16, 0.1)}, ["frontier-sparse-0"])
+    assert strict("metrics/frontier.json")["methods"] == {}
+    assert len(pd.read_csv("metrics/frontier.csv")) == 7
 
 
 def comparison_sweep(**changes: Any) -> Comparison:
