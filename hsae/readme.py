@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hsae.sweep_plots import SIGNIFICANT
 from hsae.files import read_json, write_text
 from hsae.report import rows
+from hsae.sweep_plots import SIGNIFICANT
 
 BATCH = 4096  # of the benchmark's, the one that is shown
 
@@ -101,6 +101,25 @@ def recovery(result: dict[str, Any]) -> str:
             if any(cells):
                 lines.append([f"{difficulty}: {method.replace('_', ' ')}", *cells])
     return _markdown(["", *columns], lines)
+
+
+def frontier(result: dict[str, Any]) -> str:
+    """metrics/frontier.json as Markdown tables, one per level: FVU / CE recovered of methods at matched L0."""
+    methods = result["methods"]
+    places = {key.rpartition(".")[0] for found in methods.values() for key in found}  # level1.l0_8
+    tables = []
+    for number in (1, 2):
+        level = f"level{number}"
+        l0s = sorted((p.partition(".l0_")[2] for p in places if p.startswith(level)), key=float)
+        head = [f"level {number}: FVU / CE recovered", *(f"L0 {l0}" for l0 in l0s)]
+        lines = []
+        for method, found in methods.items():
+            pairs = [[found.get(f"{level}.l0_{l0}.{m}") for m in ("fvu", "ce_recovered_mean")] for l0 in l0s]
+            cells = [" / ".join(filter(None, map(_mean, pair))) for pair in pairs]
+            if any(cells):
+                lines.append([method, *cells])
+        tables.append(_markdown(head, lines))
+    return "\n".join(tables)
 
 
 def causal(result: dict[str, Any]) -> str:
@@ -241,6 +260,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "information": (("benchmarks/information.json",), information),
     "torture": (("benchmarks/torture.json", "benchmarks/checkpoints.json", "benchmarks/determinism.json"), torture),
     "recovery": (("metrics/recovery.json",), recovery),
+    "frontier": (("metrics/frontier.json",), frontier),
     "causal": (("metrics/causal_tracing.json",), causal),
 }  # fmt: skip
 """Table -> the files that it is made from, and how."""

@@ -54,6 +54,18 @@ def activations_of(lock: str, recipe: Recipe) -> str | None:
     return found[1] if found and "extract_activations" in recipe.stages else None
 
 
+def the_same(activations: dict[str, str | None]) -> str | None:
+    """The activations that all experiments have, of which there is one at least. Raises ValueError if they differ."""
+    first, *others = activations
+    for name in others:
+        if activations[name] != activations[first]:
+            raise ValueError(
+                f"`{name}` has activations of md5 {activations[name]}, `{first}` {activations[first]}: `dvc repro` "
+                "makes those of this machine, without which experiments make their own; `dvc exp remove` forgets some."
+            )
+    return activations[first]
+
+
 def share(text: str) -> slice:
     """Which of a sweep's experiments `i/n` means: every n-th from the i-th on, counted from 1.
 
@@ -86,16 +98,17 @@ def main(arguments: list[str] | None = None) -> None:
         here = activations_of(LOCK.read_text(encoding="utf-8") if LOCK.is_file() else "", recipe)
         # A comparison takes models and sums over contexts from the experiments themselves.
         kept = {} if isinstance(sweep, Comparison) else read_kept(options.sweep, here)
+        kept = {name: kept[name] for name in names.values() if name in kept}
         wanted = {names[run]: overrides for run, overrides in runs.items() if names[run] not in kept}
         if options.collect:
             done = experiments.finished(wanted)
         else:
             done = experiments.run(wanted, recipe, options.jobs, options.sweep)
         missing = [name for name in wanted if name not in done]
-        if options.share is None:
+        if options.share is None and (done or kept):
             locks = {name: experiments.git("show", f"{commit}:dvc.lock") for name, commit in done.items()}
             activations = dict.fromkeys(kept, here) | {n: activations_of(lock, recipe) for n, lock in locks.items()}
-            _collect(options.sweep, sweep, names, done, kept, missing, activations)
+            _collect(options.sweep, sweep, names, done, kept, the_same(activations))
     except (ValueError, OSError) as error:
         sys.exit(f"error: sweep: {error}")
     except KeyboardInterrupt:
@@ -115,28 +128,16 @@ def _collect(
     names: dict[tuple[str, int], str],
     done: dict[str, str],
     kept: dict[str, Any],
-    missing: list[str],
-    activations: dict[str, str | None],
+    activations: str | None,
 ) -> None:
-    """Write what is known of a sweep's experiments, finished or kept, into metrics/ and plots/.
-
-    Raises ValueError if they do not have the same activations.
-    """
+    """Write what is known of a sweep's experiments, finished or kept, into metrics/ and plots/."""
     by_name = {
         name: {k: v for path in sweep.metrics for k, v in read_committed(commit, path).items()}
         for name, commit in done.items()
     }
     by_name |= kept
     results = {run: by_name[name] for run, name in names.items() if name in by_name}
-    if not results:
-        return
-    first, *others = activations
-    other = next((name for name in others if activations[name] != activations[first]), None)
-    if other:
-        raise ValueError(
-            f"`{other}` has activations of md5 {activations[other]}, `{first}` {activations[first]}: `dvc repro` makes "
-            "those of this machine, without which experiments make their own; `dvc exp remove` forgets an experiment."
-        )
+    missing = [name for name in names.values() if name not in by_name]
     if isinstance(sweep, Comparison):
         commits = {seed: done[names[condition, seed]] for condition, seed in results}
         by_context = [context_bootstrap.read(commit) for commit in commits.values()]
@@ -145,7 +146,7 @@ def _collect(
             seed_models.collect(commits, sweep.models)
     else:
         collect(label, sweep, results, missing)
-        write_kept(label, activations[first], {names[run]: content for run, content in results.items()})
+        write_kept(label, activations, {names[run]: content for run, content in results.items()})
 
 
 if __name__ == "__main__":

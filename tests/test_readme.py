@@ -76,6 +76,26 @@ def test_the_table_of_the_pipeline_adds_up_the_items_of_a_stage():
     ]
 
 
+def test_the_table_of_the_frontier_has_a_part_per_level_with_methods_at_matched_l0():
+    ours = {"level1.l0_16.fvu": {"mean": 0.0264}, "level1.l0_16.ce_recovered_mean": {"mean": 0.972}}
+    level2 = {"level2.l0_0.5.fvu": {"mean": 0.1}, "level2.l0_0.5.ce_recovered_mean": {"mean": 0.9}}
+    topk = {
+        f"level1.l0_{l0}.{m}": {"mean": 0.5, "p_holm": p}
+        for l0 in (16, 8)
+        for m, p in (("fvu", 0.04), ("ce_recovered_mean", 0.06))
+    }
+    assert readme.frontier({"methods": {"HSAE": ours | level2, "topk": topk}}).splitlines() == [
+        "| level 1: FVU / CE recovered | L0 8 | L0 16 |",
+        "| --- | ---: | ---: |",
+        "| HSAE |  | 0.026 / 0.972 |",
+        "| topk | 0.500* / 0.500 | 0.500* / 0.500 |",
+        "",
+        "| level 2: FVU / CE recovered | L0 0.5 |",
+        "| --- | ---: |",
+        "| HSAE | 0.100 / 0.900 |",
+    ]
+
+
 def test_the_table_of_mutual_information_extrapolates_from_a_pair():
     seconds = {"bins": 1.5, "all pairs": 0.5, "a pair, scikit-learn": 0.01}
     lines = readme.information({"latents": [1000, 200], "seconds": seconds}).splitlines()

@@ -602,6 +602,16 @@ def test_results_on_other_activations_are_not_mixed(fake: FakeProject, kept: boo
         main(["ablations", "--collect"])
 
 
+def test_what_was_kept_of_code_that_is_no_more_is_dropped(fake: FakeProject):
+    Path("dvc.lock").write_text(LOCK.format(md5="a" * 32))
+    sweep.write_kept("ablations", "a" * 32, {"ablations-reference-0-of-old": {"level1": {"fvu": 9.0}}})
+    fake.done = {LABELS[0]: "1"}
+    fake.locks = {"1": LOCK.format(md5="b" * 32)}
+    main(["ablations", "--collect"])
+    kept = strict("metrics/sweeps/ablations.json")
+    assert (kept["activations"], [*kept["results"]]) == ("b" * 32, LABELS[:1])
+
+
 def test_a_sweep_that_needs_no_activations_keeps_its_results_whatever_dvc_lock_has(fake: FakeProject):
     fake.stages = {"synthetic": {}}
     fake.done = dict(zip(LABELS, "1235", strict=True))
