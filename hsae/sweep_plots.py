@@ -50,19 +50,20 @@ def frontier(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
         hue="method", style="method", kind="line", estimator=None, markers=True, markersize=8, height=3.4, aspect=1.2,
         facet_kws={"sharex": "row", "sharey": False}, palette=palette,
     )  # fmt: skip
-    grid.set_titles("level {row_name}").set_xlabels("L0: active latents per token (log scale)")
+    grid.set_titles("level {row_name}")
     for (level, quantity), axes in grid.axes_dict.items():
         sns.scatterplot(
             points.query(f"level == {level}"), x="l0", y=quantity, hue="method", palette=palette, s=6, alpha=0.5,
             linewidth=0, legend=False, ax=axes,
         )  # fmt: skip
-        axes.set_ylabel(ys[quantity])
+        axes.set(xlabel="", ylabel=ys[quantity])
         axes.set_xscale("log")
         plots.label_between_decades(axes.xaxis)
         if quantity.startswith("fvu"):
             axes.set_yscale("log")
             axes.set_ylim(bottom=max(axes.get_ylim()[0], SMALLEST_FVU))
             plots.label_between_decades(axes.yaxis)
+    grid.set_xlabels("L0: active latents per token (log scale)")
     grid.tight_layout()
     return grid.figure
 

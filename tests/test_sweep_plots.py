@@ -116,6 +116,8 @@ def test_the_frontier_has_a_row_per_level_a_column_per_quantity_and_a_line_per_m
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["level 1", "level 1", "level 2", "level 2"]
     assert [axes.get_ylabel() for axes in figure.axes] == ["FVU of h1", "loss recovered"] * 2
+    assert [axes.get_xlabel() for axes in figure.axes[:2]] == ["", ""]
+    assert {axes.get_xlabel() for axes in figure.axes[2:]} == {"L0: active latents per token (log scale)"}
     assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear"] * 2
     assert {axes.get_xscale() for axes in figure.axes} == {"log"}
     lines = [
