@@ -5,6 +5,7 @@ several machines torchrun does, in the same way: both name the ranks by RANK and
 MASTER_PORT where they find each other. Only rank 0 takes the lock, and writes.
 """
 
+import atexit
 import math
 import os
 import signal
@@ -17,7 +18,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import torch
 from torch import distributed as dist
@@ -75,7 +76,7 @@ def together(stage: Stage, device: torch.device) -> Iterator[Path]:
             yield folder
         except ConnectionError:
             if _is_supervised():  # by one that says what happened
-                sys.exit(BEREFT)
+                _end_bereft()
             raise
         dist.destroy_process_group()
 
@@ -98,11 +99,23 @@ def _be_a_rank(device: torch.device) -> None:
     if not leads():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
     if _is_supervised():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(BEREFT))
+        signal.signal(signal.SIGTERM, lambda *_: _end_bereft())
     if device.type == "cuda":
         own, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         check("processes", own + 1, f"at most {there} on this machine, which has no more GPUs", own < there)
         torch.cuda.set_device(own)
+
+
+def _end_bereft() -> NoReturn:
+    """Exit, but past the destructors of a group whose others are gone: its threads may abort the process there."""
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(BEREFT)
+
+    atexit.register(leave)
+    sys.exit(BEREFT)
 
 
 def _join(device: torch.device) -> None:
