@@ -54,10 +54,10 @@ def shift_test(
     pairs (Benjamini & Hochberg 1995), so that they must have been chosen on other tokens. Where nothing varies, p is 1.
     """
     values = np.zeros((len(pairs), 1 + len(shifts)))
-    twice, columns_x, columns_y = np.concatenate([y, y]), pairs["x"].to_numpy(), pairs["y"].to_numpy()
+    twice, columns_x, columns_y = np.concatenate([y, y]).T.copy(), pairs["x"].to_numpy(), pairs["y"].to_numpy()
     for column in np.unique(columns_x):
         rows = columns_x == column
-        values[rows] = _shifted_information(x[:, column], twice[:, columns_y[rows]], np.append(0, shifts))
+        values[rows] = _shifted_information(x[:, column], twice[columns_y[rows]], np.append(0, shifts))
     observed, null = values[:, 0], values[:, 1:]
     mean, std = null.mean(1), null.std(1, ddof=1)
     reached = (1 + (null >= observed[:, None] - ROUNDING).sum(1)) / values.shape[1]
@@ -68,24 +68,23 @@ def shift_test(
 
 
 def _shifted_information(
-    x: Int8[ndarray, " token"], twice: Int8[ndarray, "two_tokens y"], shifts: Int[ndarray, " shift"]
+    x: Int8[ndarray, " token"], twice: Int8[ndarray, "y two_tokens"], shifts: Int[ndarray, " shift"]
 ) -> Float[ndarray, "y shift"]:
-    """Plug-in information of `x` with every column, of which `twice` holds two copies in a row, at every shift."""
-    n_tokens, bins_x, bins_y = len(x), int(x.max(initial=0)), int(twice.max(initial=0)) + 1
+    """Plug-in information of `x` with every column, of which a row of `twice` holds two copies, at every shift."""
+    bins_x, bins_y = int(x.max(initial=0)), int(twice.max(initial=0)) + 1
     tokens = np.flatnonzero(x)
-    information = np.zeros((twice.shape[1], len(shifts)))
+    information = np.zeros((len(twice), len(shifts)))
     if not len(tokens):
         return information
-    entropy_x, entropy_y = entropies(x[:, None]), entropies(twice)
-    columns = [np.ascontiguousarray(column) for column in twice.T]
-    marginals = [np.bincount(column[:n_tokens], minlength=bins_y).astype(float) for column in columns]
+    counts_y = np.array([np.bincount(column, minlength=bins_y) for column in twice], float)
+    entropy_x, entropy_y = entropies(x[:, None]), entropy(counts_y, 1)
     step = max(LOOKUPS // len(tokens), 1)
     for start in range(0, len(shifts), step):
         some = shifts[start : start + step, None]
         places = tokens + some
         cells = (np.arange(len(some))[:, None] * bins_x + x[tokens] - 1) * bins_y
-        for row, (column, marginal) in enumerate(zip(columns, marginals, strict=True)):
-            counts = np.bincount((cells + column[places]).ravel(), minlength=len(some) * bins_x * bins_y)
+        for row, (column, marginal) in enumerate(zip(twice, counts_y / 2, strict=True)):
+            counts = np.bincount((cells + column.take(places)).ravel(), minlength=len(some) * bins_x * bins_y)
             # Tokens at which x is silent follow from the marginal counts.
             active = counts.reshape(len(some), bins_x, bins_y).astype(float)
             silent = marginal - active.sum(1)
