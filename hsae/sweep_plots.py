@@ -44,7 +44,9 @@ def frontier(points: pd.DataFrame, ys: dict[str, str]) -> Figure:
     groups = points.groupby(["method", "level", "condition"], sort=False, as_index=False)
     means = groups.agg(dict.fromkeys(["l0", *ys], "mean"))
     methods = means["method"].unique()
-    palette = dict(zip(methods, plots.colors(len(methods)), strict=True))
+    # There are fewer colours than methods: those of one sparsity, markers without a line, share black.
+    lines = [method for method in methods if means.loc[means["method"] == method, "condition"].nunique() > 1]
+    palette = dict.fromkeys(methods, "black") | dict(zip(lines, plots.colors(len(lines)), strict=True))
     grid = sns.relplot(
         means.melt(["method", "level", "l0"], list(ys), "quantity"), x="l0", y="value", row="level", col="quantity",
         hue="method", style="method", kind="line", estimator=None, markers=True, markersize=8, height=3.4, aspect=1.2,

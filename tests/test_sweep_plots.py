@@ -150,9 +150,20 @@ def test_a_method_looks_the_same_in_every_panel_and_unlike_the_others(frontier_p
         for axes in figure.axes
     ]
     assert level1[0] == level2[0]
-    assert len({color for color, _ in [*level1, *level2]}) == len({marker for _, marker in [*level1, *level2]}) == 3
+    assert len({marker for _, marker in [*level1, *level2]}) == 3
+    assert level1[0][0] != "black"
+    assert [level1[1][0], level2[1][0]] == ["black"] * 2, "no line, so no colour of their own"
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["HSAE", "flat TopK", "k-means"]
+
+
+def test_every_line_of_a_frontier_has_a_colour_of_its_own_beside_many_clusterings(frontier_points: pd.DataFrame):
+    template = frontier_points.iloc[[0, 2]].reset_index(drop=True)
+    several = [template.assign(method=f"line {i}") for i in range(8)]
+    single = [template.head(1).assign(method=f"clustering {i}", l0=1.0) for i in range(5)]
+    figure = frontier(pd.concat([*single, frontier_points.query("method == 'HSAE'"), *several]), {"fvu_h1": "FVU"})
+    lines = [line for line in figure.axes[0].get_lines() if len(np.asarray(line.get_xdata())) > 1]
+    assert len({str(line.get_color()) for line in lines}) == len(lines) == 9
 
 
 def test_the_ticks_of_a_frontier_are_plain_numbers_between_the_decades(frontier_points: pd.DataFrame):
