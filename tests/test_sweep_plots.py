@@ -144,15 +144,15 @@ def test_the_seeds_of_a_frontier_are_dots_in_their_methods_colours(frontier_poin
 
 
 def test_a_method_looks_the_same_in_every_panel_and_unlike_the_others(frontier_points: pd.DataFrame):
-    figure = frontier(frontier_points, {"fvu_h1": "FVU of h1"})
+    second = frontier_points.query("method == 'flat TopK'").assign(condition="dense", l0=40.0)
+    figure = frontier(pd.concat([frontier_points, second]), {"fvu_h1": "FVU of h1"})
     level1, level2 = [
         [(line.get_color(), str(line.get_marker())) for line in axes.get_lines() if len(np.asarray(line.get_xdata()))]
         for axes in figure.axes
     ]
     assert level1[0] == level2[0]
-    assert len({marker for _, marker in [*level1, *level2]}) == 3
-    assert level1[0][0] != "black"
-    assert [level1[1][0], level2[1][0]] == ["black"] * 2, "no line, so no colour of their own"
+    assert len({color for color, _ in [*level1, *level2]}) == len({marker for _, marker in [*level1, *level2]}) == 3
+    assert level2[1][0] == "black", "k-means: no line, so no colour of its own"
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["HSAE", "flat TopK", "k-means"]
 
