@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hsae import curriculum, flat, posthoc, recovery, sharpening, synthetic, variants
+from hsae import clusters, curriculum, flat, posthoc, recovery, sharpening, synthetic, variants
 from hsae.activations import Normalizer
+from hsae.clustering import ClusteringConfig, fit_clusters
+from hsae.clusters import DICTIONARIES, Clusters, Dictionary, Mixture, NonnegativeParts, PrincipalComponents
 from hsae.config import check, check_positive
 from hsae.dictionary import LatentConfig
 from hsae.hierarchical import HierarchicalSAE
@@ -31,8 +33,9 @@ Scores = dict[str, float]
 class GroundTruthConfig:
     """Section `synthetic`: the data, the widths of both levels, and all that params.yaml says of an HSAE's training.
 
-    Flat autoencoders (`flat`) have level 1's width, L0, batches and learning rate, and train for as many epochs as all
-    phases of the HSAE together.
+    Of the `rivals`, flat autoencoders have level 1's width, L0, batches and learning rate, and train for as many epochs
+    as all phases of the HSAE together; clusterings and matrix factorisations have widths and L0s as in the pipeline
+    (hsae/clustering.py, hsae/clusters.py).
     """
 
     data: SyntheticConfig
@@ -46,12 +49,14 @@ class GroundTruthConfig:
     sharpening: Sharpening
     phase2: Phase
     phase3: Phase
-    flat: list[str]
+    clustering: ClusteringConfig
+    rivals: list[str]
 
     def __post_init__(self) -> None:
         check_positive(self, ["train_samples", "test_samples", "d_sae1", "d_sae2"])
-        for name in self.flat:
-            check("flat", name, f"one of {', '.join(variants.VARIANTS)}", name in variants.VARIANTS)
+        known = [*variants.VARIANTS, *DICTIONARIES]
+        for name in self.rivals:
+            check("rivals", name, f"one of {', '.join(known)}", name in known)
 
     @property
     def epochs(self) -> float:
@@ -103,15 +108,15 @@ class Found:
     """By direction."""
 
     @classmethod
-    def match(cls, model: SAE, truth: Truth) -> "Found":
+    def match(cls, model: SAE | Dictionary, truth: Truth) -> "Found":
         """What `model` has on the test samples."""
-        acts, directions = _acts(model.encode, truth.test), model.W_dec.detach()
+        acts, directions = _acts(model, truth.test), directions_of(model)
         f1 = recovery.f1_scores(acts, truth.acts)
         return cls(acts, directions, f1, recovery.match(directions, truth.forest.features))
 
 
 def score_all(config: GroundTruthConfig, seed: int) -> dict[str, Scores]:
-    """Scores of the HSAE, of its level 1 trained alone for as long, and of flat autoencoders, on one drawn forest.
+    """Scores of the HSAE, of its level 1 trained alone for as long, and of its rivals, on one drawn forest.
 
     `seed` draws the forest, the samples and the models. See `score_flat` and `score_hsae` for the scores; `data` has
     the true L0.
@@ -127,11 +132,15 @@ def score_all(config: GroundTruthConfig, seed: int) -> dict[str, Scores]:
 
     model = train_hsae(config, train, seed)
     result["hsae"] = score_hsae(model, truth)
-    l0 = result["hsae"]["l0"]
+    l0s = result["hsae"]["l0"], result["hsae"]["l0_level2"]
     longer = config.phase2.epochs + config.phase3.epochs
     result["level1_alone"] = score_flat(train_level1(config, train, seed, longer), truth, seed)
-    for name in config.flat:
-        result[name] = score_flat(train_flat(name, config, train, l0, seed), truth, seed)
+    for name in config.rivals:
+        if name in DICTIONARIES:
+            rival = fit_dictionary(name, config, train, l0s, seed)
+        else:
+            rival = train_flat(name, config, train, l0s[0], seed)
+        result[name] = score_flat(rival, truth, seed)
     return result
 
 
@@ -164,45 +173,68 @@ def train_flat(variant: str, config: GroundTruthConfig, data: Samples, l0: float
     return model
 
 
-def score_flat(model: SAE, truth: Truth, seed: int) -> Scores:
-    """`dictionary_scores`, and the average precision of edges read off in four ways (hsae/posthoc.py).
+def fit_dictionary(
+    method: str, config: GroundTruthConfig, data: Samples, l0s: tuple[float, float], seed: int
+) -> Dictionary:
+    """A clustering or matrix factorisation, as large as an HSAE level, with as many active components at most."""
+    x = data.x(slice(0, config.clustering.fit_tokens))
+    tensors = fit_clusters(method, x.cpu().numpy(), (config.d_sae1, config.d_sae2), config.clustering, seed)
+    rounded = max(round(l0s[0]), 1), max(round(l0s[1]), 1)
+    return clusters.load(method, tensors, rounded, x.device)
 
-    edge_ap_<way>: of the better of two matchings, by direction and by activation, which favours flat dictionaries;
-    edge_ap is that of the best way.
+
+def directions_of(model: SAE | Dictionary) -> Float[Tensor, "latent d_in"]:
+    """What each latent adds to a reconstruction: decoder rows, centres (of data whose mean is 0), components, parts."""
+    match model:
+        case Clusters():
+            return model.centers
+        case Mixture():
+            return model.means
+        case PrincipalComponents():
+            return model.components
+        case NonnegativeParts():
+            positive, negative = model.parts.chunk(2, dim=1)
+            return positive - negative
+        case _:
+            return model.W_dec.detach()
+
+
+def score_flat(model: SAE | Dictionary, truth: Truth, seed: int) -> Scores:
+    """`dictionary_scores`, and edges read off in four ways (hsae/posthoc.py).
+
+    edge_ap_<way>: average precision by the better of two matchings, by direction and by activation; edge_ap, edge_f1,
+    ancestor_precision, ancestor_recall: of the way of highest average precision. Both favour flat dictionaries.
     """
     latents = Found.match(model, truth)
     n_roots = int((truth.parent_of < 0).sum())
+    n_groups = min(n_roots, int((latents.acts != 0).any(0).sum()))
     meta_directions, meta_edges = posthoc.meta_sae(latents.directions, n_roots, META_K, seed)
     meta_parents = recovery.match(meta_directions, truth.forest.features)
     ways = {
         "conditional_probability": posthoc.conditional_probability(latents.acts),
         "decoder_cosine": posthoc.decoder_cosine(latents.directions, latents.acts),
-        "agglomerative": posthoc.agglomerative(latents.directions, latents.acts, n_roots),
+        "agglomerative": posthoc.agglomerative(latents.directions, latents.acts, n_groups),
         "meta_sae": meta_edges,
     }
-    matchings = (latents.latent_of, recovery.assign(latents.f1))
-    found = {
-        f"edge_ap_{way}": max(
-            recovery.edge_scores(
-                edges, meta_parents if way == "meta_sae" else own, own, truth.parent_of
-            ).average_precision
-            for own in matchings
-        )
+    readings = [
+        (way, (edges, meta_parents if way == "meta_sae" else own, own))
         for way, edges in ways.items()
+        for own in (latents.latent_of, recovery.assign(latents.f1))
+    ]
+    found = [recovery.edge_scores(*reading, truth.parent_of).average_precision for _, reading in readings]
+    best = readings[found.index(max(found))][1]
+    by_way = {
+        f"edge_ap_{way}": max(ap for ap, (name, _) in zip(found, readings, strict=True) if name == way) for way in ways
     }
-    return {
-        **dictionary_scores(latents, model.reconstruct, truth),
-        **found,
-        "edge_ap": max(found.values()),
-    }
+    return {**dictionary_scores(latents, model.reconstruct, truth), **by_way, **_hierarchy_scores(*best, truth)}
 
 
 def score_hsae(model: HierarchicalSAE, truth: Truth) -> Scores:
     """`dictionary_scores` of level 1, and how far level 2 is the hierarchy.
 
     - l0_level2; parent_f1, root_f1: F1 of the level-2 latents that stand for the parents, and for all roots
-    - edge_ap, edge_f1: of the edges ranked by P(level-2 latent active | level-1 latent active); edge_ap_decoder: by
-      level-2 decoder weight; ancestor_precision, ancestor_recall: of the first
+    - edge_ap, edge_f1, ancestor_precision, ancestor_recall: of the edges ranked by P(level-2 latent active | level-1
+      latent active); edge_ap_decoder: average precision by level-2 decoder weight
     - absorption_level2: share of the children's firings at which the level-2 latent of the parent is silent
     """
     level1, parent_of = Found.match(model.level1, truth), truth.parent_of
@@ -213,19 +245,14 @@ def score_hsae(model: HierarchicalSAE, truth: Truth) -> Scores:
     f1 = _matched(recovery.f1_scores(h2, truth.acts), parents)
     has_children = torch.isin(torch.arange(len(parent_of)), parent_of)
     coactive = recovery.coactivation(h2, h1) / (h1 != 0).sum(0).clamp(min=1)
-    edges = recovery.edge_scores(coactive, parents, children, parent_of)
-    precision, recall = recovery.ancestor_scores(coactive, parents, children, parent_of)
     by_decoder = recovery.edge_scores(model.level2.W_dec.detach(), parents, children, parent_of)
     return {
         **scores,
         "l0_level2": (h2 != 0).double().sum(1).mean().item(),
         "parent_f1": f1[has_children].mean().item(),
         "root_f1": f1[parent_of < 0].mean().item(),
-        "edge_ap": edges.average_precision,
-        "edge_f1": edges.f1,
+        **_hierarchy_scores(coactive, parents, children, truth),
         "edge_ap_decoder": by_decoder.average_precision,
-        "ancestor_precision": precision,
-        "ancestor_recall": recall,
         "absorption_level2": _silent_parents(h2, parents, truth),
     }
 
@@ -249,8 +276,25 @@ def dictionary_scores(latents: Found, reconstruct: Callable[[Tensor], tuple[Tens
 
 
 @torch.no_grad()
-def _acts(encode: Callable[[Tensor], Tensor], samples: Samples) -> Float[Tensor, "n latent"]:
-    return torch.cat([encode(x) for x in samples.batches()])
+def _acts(model: SAE | Dictionary, samples: Samples) -> Float[Tensor, "n latent"]:
+    return torch.cat([model.reconstruct(x)[0] for x in samples.batches()])
+
+
+def _hierarchy_scores(
+    edges: Float[Tensor, "parent_latent child_latent"],
+    parents: Int[Tensor, " feature"],
+    children: Int[Tensor, " feature"],
+    truth: Truth,
+) -> Scores:
+    """Scores of candidate edges (hsae/recovery.py)."""
+    of_edges = recovery.edge_scores(edges, parents, children, truth.parent_of)
+    precision, recall = recovery.ancestor_scores(edges, parents, children, truth.parent_of)
+    return {
+        "edge_ap": of_edges.average_precision,
+        "edge_f1": of_edges.f1,
+        "ancestor_precision": precision,
+        "ancestor_recall": recall,
+    }
 
 
 def _matched(f1: Float[Tensor, "latent feature"], latent_of: Int[Tensor, " feature"]) -> Float[Tensor, " feature"]:

@@ -85,7 +85,7 @@ def meta_sae(
     directions, its activations the scores. What all rows have in common is its bias. From few rows, training ends in
     a local optimum that depends on `seed`. Raises ValueError unless k is in 1..n_latents.
     """
-    x = F.normalize(directions.detach().float())
+    x = F.normalize(directions.detach().float()).contiguous()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = variants.build("batchtopk", x.shape[1], n_latents, k=k, beta=0.0).to(x.device)

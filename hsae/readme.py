@@ -86,21 +86,30 @@ def information(benchmark: dict[str, Any]) -> str:
 
 
 def recovery(result: dict[str, Any]) -> str:
-    """metrics/recovery.json as a Markdown table: means over seeds, * where Holm lets it differ from ours."""
+    """metrics/recovery.json as a Markdown table, a row per method; * where Holm lets a mean differ from ours.
+
+    A cell has the means over seeds of all difficulties at which anything has that score, in their order.
+    """
     columns = {
         "edges, AP": "edge_ap",
+        "edges, F1": "edge_f1",
         "features, F1": "matched_f1",
         "latents, F1": "feature_f1",
+        "MCC": "mcc",
         "absorption": "absorption",
         "parents of level 2, F1": "parent_f1",
     }
+    methods = result["methods"]
+    scored = list(dict.fromkeys(metric for metrics in methods.values() for metric in metrics))
+    keys = [[metric for metric in scored if metric.partition(".")[2] == name] for name in columns.values()]
     lines = []
-    for difficulty in dict.fromkeys(metric.split(".")[0] for metric in next(iter(result["methods"].values()))):
-        for method, metrics in result["methods"].items():
-            cells = [_mean(metrics.get(f"{difficulty}.{name}")) for name in columns.values()]
-            if any(cells):
-                lines.append([f"{difficulty}: {method.replace('_', ' ')}", *cells])
-    return _markdown(["", *columns], lines)
+    for method, metrics in methods.items():
+        cells = [
+            " / ".join(_mean(metrics.get(key)) or "–" for key in of_column) if metrics.keys() & set(of_column) else ""
+            for of_column in keys
+        ]
+        lines.append([method.replace("_", " "), *cells])
+    return _markdown(["", *columns], [line for line in lines if any(line[1:])])
 
 
 def frontier(result: dict[str, Any]) -> str:

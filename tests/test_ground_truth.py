@@ -3,8 +3,10 @@ import dataclasses
 import pytest
 import torch
 
-from hsae import ground_truth, ground_truth_plots, synthetic, variants
+from hsae import ground_truth, ground_truth_plots, posthoc, synthetic, variants
 from hsae.activations import Normalizer
+from hsae.clustering import ClusteringConfig
+from hsae.clusters import Clusters, Dictionary, Mixture, NonnegativeParts, PrincipalComponents
 from hsae.dictionary import Activation, LatentConfig, Start
 from hsae.ground_truth import GroundTruthConfig, Samples, Truth
 from hsae.hierarchical import HierarchicalSAE
@@ -25,7 +27,9 @@ CONFIG = GroundTruthConfig(
         weight_h1_from_h2=1.0, weight_x_from_h2=1.0, level1_grad_scale=0.1,
     ),
     latents=LatentConfig(Activation.jumprelu, k1=2, k2=1, dead_tokens=0, init_level2=Start.families, init_tokens=1024),
-    phase1=PHASE, sharpening=Sharpening(**vars(PHASE), price=2.0), phase2=PHASE, phase3=PHASE, flat=["topk"],
+    phase1=PHASE, sharpening=Sharpening(**vars(PHASE), price=2.0), phase2=PHASE, phase3=PHASE,
+    clustering=ClusteringConfig(fit_tokens=2048, max_iter=5),
+    rivals=["topk", "kmeans", "minibatch_kmeans", "ward", "gmm", "pca", "nmf"],
 )  # fmt: skip
 
 
@@ -95,8 +99,37 @@ def test_level_2_latents_that_are_silent_with_children_are_found_out(truth: Trut
 def test_a_flat_dictionary_of_the_features_has_the_edges_in_its_coactivation_only(truth: Truth):
     scores = ground_truth.score_flat(perfect_level1(), truth, seed=0)
     assert scores["edge_ap_conditional_probability"] == scores["edge_ap"] == 1
+    # The rest is of that reading, not of the last one.
+    assert scores["edge_f1"] == scores["ancestor_precision"] == scores["ancestor_recall"] == 1
     assert scores["edge_ap_decoder_cosine"] < 0.5  # orthogonal directions say nothing
     assert scores["absorption"] == 0
+
+
+@pytest.mark.parametrize(
+    "dictionary",
+    [PrincipalComponents(torch.zeros(16), torch.eye(11, 16), l0=11), NonnegativeParts(torch.eye(11, 32), l0=11)],
+)
+def test_factors_that_are_the_features_have_what_an_autoencoder_of_them_has(dictionary: Dictionary, truth: Truth):
+    found, expected = (ground_truth.score_flat(m, truth, seed=0) for m in (dictionary, perfect_level1()))
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found["mcc"] == found["edge_ap"] == found["matched_f1"] == 1
+
+
+def test_directions_are_what_a_latent_adds_to_a_reconstruction():
+    centers = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+    assert torch.equal(ground_truth.directions_of(Clusters(centers[:1], torch.tensor([0]), centers)), centers)
+    assert torch.equal(ground_truth.directions_of(Mixture(centers, torch.ones(2, 2), torch.ones(2))), centers)
+    parts = NonnegativeParts(torch.tensor([[1.0, 0.0, 0.0, 2.0]]), l0=1)
+    assert ground_truth.directions_of(parts).tolist() == [[1, -2]]
+
+
+def test_clusters_with_fewer_centres_than_features_find_no_edges(truth: Truth):
+    features = truth.forest.features
+    scores = ground_truth.score_flat(Clusters(features[:4], torch.arange(4), features[:4]), truth, seed=0)
+    assert scores["l0"] == 1
+    assert scores["uniqueness"] == 1
+    assert scores["edge_ap_agglomerative"] < 0.5  # four clusters of one centre, though there are five roots
+    assert scores["matched_f1"] < 4 / 11
 
 
 def test_an_absorbed_parent_is_seen(truth: Truth):
@@ -109,9 +142,13 @@ def test_an_absorbed_parent_is_seen(truth: Truth):
     assert ground_truth.score_flat(model, truth, seed=0)["absorption"] == pytest.approx(1, abs=0.02)
 
 
-def test_every_method_is_scored_and_the_scores_repeat_exactly():
+def test_every_method_is_scored_and_the_scores_repeat_exactly(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(posthoc, "META_STEPS", 20)
     first = ground_truth.score_all(CONFIG, 0)
-    assert list(first) == ["data", "hsae", "level1_alone", "topk"]
+    assert list(first) == ["data", "hsae", "level1_alone", *CONFIG.rivals]
+    assert len({frozenset(scores) for method, scores in first.items() if method in CONFIG.rivals}) == 1
+    assert first["kmeans"]["l0"] == first["ward"]["l0"] == first["gmm"]["l0"] == 1
+    assert first["pca"]["l0"] == max(round(first["hsae"]["l0"]), 1)
     assert first["data"]["features"] == 11
     assert first == ground_truth.score_all(CONFIG, 0)
     assert first != ground_truth.score_all(CONFIG, 1)
@@ -135,7 +172,8 @@ def test_rivals_train_for_as_long_as_all_phases(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "allowed"), [("d_sae2", 0, "above 0"), ("train_samples", 0, "above 0"), ("flat", ["x"], "one of")]
+    ("key", "value", "allowed"),
+    [("d_sae2", 0, "above 0"), ("train_samples", 0, "above 0"), ("rivals", ["x"], "one of")],
 )
 def test_settings_out_of_range_are_refused_by_name(key: str, value: object, allowed: str):
     with pytest.raises(ValueError, match=f"`{key}` must be {allowed}"):

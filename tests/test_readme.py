@@ -103,13 +103,13 @@ def test_the_table_of_mutual_information_extrapolates_from_a_pair():
 
 
 def test_the_table_of_known_hierarchies_stars_what_differs_and_leaves_out_what_there_is_not():
-    ours = {"easy.edge_ap": {"mean": 0.99}, "easy.parent_f1": {"mean": 0.95}, "toy.absorption": {"mean": 0.0}}
-    theirs = {"easy.edge_ap": {"mean": 0.9, "p_holm": 0.01}, "easy.absorption": {"mean": 0.5, "p_holm": 0.2}}
-    lines = readme.recovery({"methods": {"hsae": ours, "top_k": theirs}}).splitlines()
+    ours = {"easy.edge_ap": {"mean": 0.99}, "hard.edge_ap": {"mean": 0.8}, "easy.parent_f1": {"mean": 0.95}}
+    theirs = {"easy.edge_ap": {"mean": 0.9, "p_holm": 0.01}, "hard.absorption": {"mean": 0.5, "p_holm": 0.2}}
+    true = {"easy.features": {"mean": 5.0}}
+    lines = readme.recovery({"methods": {"data": true, "hsae": ours, "top_k": theirs}}).splitlines()
     assert lines[2:] == [
-        "| easy: hsae | 0.990 |  |  |  | 0.950 |",
-        "| easy: top k | 0.900* |  |  | 0.500 |  |",
-        "| toy: hsae |  |  |  | 0.000 |  |",
+        "| hsae | 0.990 / 0.800 |  |  |  |  |  | 0.950 |",
+        "| top k | 0.900* / – |  |  |  |  | 0.500 |  |",
     ]
 
 
