@@ -8,6 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from hsae import plots
@@ -32,6 +33,42 @@ def paired_differences(comparisons: pd.DataFrame, reference: str) -> Figure:
     figure.supxlabel(f"difference from the {reference}: mean over seeds and 95% interval", fontsize="medium")
     handles = next(iter(panels.values())).get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def known_hierarchies(summary: dict[str, dict[str, Any]], labels: dict[str, str], reference: str) -> Figure:
+    """A panel per score, a row per method, a colour per difficulty: means over seeds and their 95% intervals.
+
+    `summary`: method -> <difficulty>.<score> -> entries of metrics/recovery.json; `labels`: those keys -> label, of
+    which a score's first is its panel's title. Scores that only the `reference` has are left out. A marker is hollow
+    unless p_holm < .05 tells it from the reference's.
+    """
+    methods = [reference, *(method for method in summary if method != reference)]
+    shared = {key.partition(".")[2] for method in methods[1:] for key in summary[method]}
+    titles: dict[str, str] = {}
+    for key, label in labels.items():
+        if key.partition(".")[2] in shared:
+            titles.setdefault(key.partition(".")[2], label)
+    difficulties = list(dict.fromkeys(key.partition(".")[0] for key in labels))
+    palette = dict(zip(difficulties, plots.colors(len(difficulties)), strict=True))
+    places = dict(zip(difficulties, 0.2 * (np.arange(len(difficulties)) - (len(difficulties) - 1) / 2), strict=True))
+    figure, panels = plots.panel_grid(list(titles), 0.9 + 0.36 * len(methods))
+    for score, axes in panels.items():
+        for y, method in enumerate(methods):
+            for difficulty, color in palette.items():
+                cell = summary[method].get(f"{difficulty}.{score}")
+                if cell is not None:
+                    _mean_and_interval(axes, y + places[difficulty], cell, color, filled=method == reference)
+        axes.set_title(titles[score])
+        axes.set_yticks(np.arange(len(methods)), [method.replace("_", " ") for method in methods])
+        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    look = {"marker": "o", "linewidth": 1.5}
+    handles = [Line2D([], [], color=color, label=difficulty, **look) for difficulty, color in palette.items()]
+    same = f"not different from {reference} (p ≥ .05 after Holm)"
+    handles.append(Line2D([], [], color="black", markerfacecolor="white", label=same, **look))
+    figure.supxlabel("mean over seeds and 95% interval", fontsize="medium")
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
 
 
@@ -118,6 +155,14 @@ def _forest_panel(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_yticks(y, rows.index)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first condition on top
     axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _mean_and_interval(axes: Axes, y: float, cell: dict[str, Any], color: Any, *, filled: bool) -> None:
+    if cell["interval"]:
+        axes.hlines(y, *cell["interval"], color=color, linewidth=1.5)
+    filled = filled or cell.get("p_holm", 1) < SIGNIFICANT
+    face = color if filled else "white"
+    axes.scatter(cell["mean"], y, s=18, edgecolor=color, facecolor=face, linewidth=1.2, zorder=3)
 
 
 def _text(cell: dict[str, Any] | None) -> str:

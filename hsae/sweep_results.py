@@ -13,7 +13,7 @@ from hsae.context_bootstrap import Run, intervals
 from hsae.files import write_csv, write_figure, write_json
 from hsae.statistics import at_matched_l0, bootstrap_interval, holm, paired_comparison
 from hsae.sweep_config import Ablations, AnySweep, Claim, Comparison, Frontier, GroundTruth
-from hsae.sweep_plots import SIGNIFICANT, comparison_table, frontier, paired_differences
+from hsae.sweep_plots import SIGNIFICANT, comparison_table, frontier, known_hierarchies, paired_differences
 
 
 def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
@@ -215,7 +215,9 @@ def collect(
             if metric in sweep.headline:
                 summary[method][metric] |= own
         figure = comparison_table(summary, sweep.headline, sweep.reference)
-    elif isinstance(sweep, Ablations | GroundTruth):
+    elif isinstance(sweep, GroundTruth):
+        figure = known_hierarchies(summary, sweep.headline, sweep.reference)
+    elif isinstance(sweep, Ablations):
         labelled = comparisons.replace({"metric": sweep.headline})
         figure = paired_differences(labelled, sweep.reference) if len(comparisons) else None
     write_csv(Path(f"metrics/{name}.csv"), table)

@@ -6,7 +6,16 @@ import pytest
 from matplotlib.collections import Collection, LineCollection
 from matplotlib.colors import to_hex
 
-from hsae.sweep_plots import BETTER, SAME, SMALLEST_FVU, WORSE, comparison_table, frontier, paired_differences
+from hsae.sweep_plots import (
+    BETTER,
+    SAME,
+    SMALLEST_FVU,
+    WORSE,
+    comparison_table,
+    frontier,
+    known_hierarchies,
+    paired_differences,
+)
 
 METRICS = {"l0": "L0", "fvu": "FVU"}
 LABELS = {f"level{i}.{name}": f"level {i}: {label}" for i in (1, 2) for name, label in METRICS.items()}
@@ -99,6 +108,35 @@ def test_the_forest_has_a_panel_per_metric_and_no_empty_one(n_metrics: int):
     frame = pd.concat([COMPARISONS[:2].assign(metric=f"metric {i}") for i in range(n_metrics)])
     figure = paired_differences(frame, "reference")
     assert [axes.get_title() for axes in figure.axes] == [f"metric {i}" for i in range(n_metrics)]
+
+
+def test_known_hierarchies_have_a_panel_per_shared_score_and_hollow_markers_where_nothing_differs():
+    summary = {
+        "top_k": {
+            "easy.mcc": {"mean": 0.5, "interval": [0.25, 0.75], "p_holm": 0.04},
+            "hard.mcc": {"mean": 0.25, "interval": [0.0, 0.5], "p_holm": 0.05},
+        },
+        "ours": {
+            "easy.mcc": {"mean": 0.75, "interval": [0.5, 1.0]},
+            "hard.mcc": {"mean": 0.5, "interval": None},
+            "easy.parents": {"mean": 1.0, "interval": [1.0, 1.0]},
+        },
+    }
+    labels = {"easy.mcc": "MCC", "hard.mcc": "hard: MCC", "easy.parents": "parents"}
+    figure = known_hierarchies(summary, labels, "ours")
+    (axes,) = figure.axes
+    assert axes.get_title() == "MCC"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "top k"]
+    assert axes.yaxis_inverted()
+    markers = [c for c in axes.collections if not isinstance(c, LineCollection)]
+    places = [drawn_points(marker)[0] for marker in markers]
+    assert np.allclose(places, [[0.75, -0.1], [0.5, 0.1], [0.5, 0.9], [0.25, 1.1]])  # ours on top, easy above hard
+    filled = [np.asarray(m.get_facecolor())[0].tolist() == np.asarray(m.get_edgecolor())[0].tolist() for m in markers]
+    assert filled == [True, True, True, False]
+    bars = [c.get_segments()[0][:, 0].tolist() for c in axes.collections if isinstance(c, LineCollection)]
+    assert bars == [[0.5, 1.0], [0.25, 0.75], [0.0, 0.5]]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["easy", "hard"]
 
 
 @pytest.fixture
