@@ -335,6 +335,28 @@ def test_ablations_of_one_seed_have_means_but_no_comparison_and_no_figure(
     assert not Path("plots").exists()
 
 
+def test_known_hierarchies_are_collected_by_method_and_difficulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    swept = GroundTruth(
+        target="synthetic", metrics=["metrics/synthetic.json"], seeds=[0, 1], budget={}, reference="hsae",
+        conditions={"easy": {}, "hard": {}}, headline={"easy.mcc": "MCC", "hard.mcc": "hard: MCC"},
+    )  # fmt: skip
+    of_seeds = {
+        (difficulty, seed): {"data": {"features": 9}, "hsae": {"mcc": ours + seed / 8}, "topk": {"mcc": ours / 2}}
+        for difficulty, ours in {"easy": 0.75, "hard": 0.5}.items()
+        for seed in (0, 1)
+    }
+    del of_seeds["hard", 1]
+    collect("recovery", swept, of_seeds, ["recovery-hard-1"])
+    methods = strict("metrics/recovery.json")["methods"]
+    assert [*methods] == ["hsae", "topk"]
+    assert methods["hsae"]["easy.mcc"] == {"mean": 0.8125, "interval": [0.75, 0.875], "n": 2}
+    assert methods["hsae"]["hard.mcc"] == {"mean": 0.5, "interval": None, "n": 1}
+    assert methods["topk"]["easy.mcc"]["difference"] == -0.4375
+    assert "difference" not in methods["topk"]["hard.mcc"], "one seed says nothing"
+    assert Path("plots/recovery.png").stat().st_size > 1000
+
+
 def test_a_frontier_is_collected_into_points_a_summary_at_matched_l0_and_a_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
