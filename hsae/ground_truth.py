@@ -216,10 +216,11 @@ def score_flat(model: SAE | Dictionary, truth: Truth, seed: int) -> Scores:
         "agglomerative": posthoc.agglomerative(latents.directions, latents.acts, n_groups),
         "meta_sae": meta_edges,
     }
+    matchings = (latents.latent_of, recovery.assign(latents.f1))
     readings = [
         (way, (edges, meta_parents if way == "meta_sae" else own, own))
         for way, edges in ways.items()
-        for own in (latents.latent_of, recovery.assign(latents.f1))
+        for own in matchings
     ]
     found = [recovery.edge_scores(*reading, truth.parent_of).average_precision for _, reading in readings]
     best = readings[found.index(max(found))][1]
