@@ -8,6 +8,7 @@ from hsae.sae import SAE
 
 CONTAINED = 0.5
 CLEARLY = 0.5  # of the 90th percentile of its activations: what is less may be interference of a similar direction
+COMMON = 0.5  # of the tokens: what is clearly active on more is the data's bias rather than anybody's parent
 RARE = 5  # tokens: what is active on fewer has no statistics
 SILENT = -1
 
@@ -17,14 +18,15 @@ def roots(acts: Float[Tensor, "token latent"]) -> Int[Tensor, " latent"]:
 
     A latent's parent is the more frequent latent j by which it is contained best, if that is at least half of what is
     possible beyond chance: (P(j | i) - P(j)) / (1 - P(j)) >= .5. Chance counts, for a latent that is active everywhere
-    contains all others. Parents of parents lead to the root. Weak activations do not count.
+    contains all others; what is active on more than half of the tokens is no parent at all, for beyond chance little is
+    possible there. Parents of parents lead to the root. Weak activations do not count.
     """
     on = clearly_active(acts).float()
     n_active = on.sum(0)
     p = n_active / max(len(acts), 1)
     alive = n_active >= RARE
     contained = (on.T @ on / n_active.clamp(min=1)[:, None] - p) / (1 - p).clamp(min=1e-6)
-    possible = alive[:, None] & alive & (n_active > n_active[:, None])
+    possible = alive[:, None] & alive & (n_active > n_active[:, None]) & (p <= COMMON)
     best = contained.where(possible, 0.0).max(1)
     parent = torch.where(best.values >= CONTAINED, best.indices, torch.arange(len(p), device=p.device))
     # A parent is more frequent than its child, so that there are no circles, and each round at least halves the way.

@@ -1,8 +1,8 @@
 """The stability over seeds of what a sweep has trained: models of finished experiments, read from DVC's cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from hsae import feature_plots
@@ -28,18 +28,22 @@ def read_models(commit: str, paths: dict[str, str]) -> dict[str, Directions]:
 def directions(name: str, tensors: dict[str, Tensor]) -> dict[str, Directions]:
     """Directions of the living latents of a flat autoencoder, called `name`, or of an HSAE's levels."""
     if "W_dec" in tensors:
-        return {name: Directions(_living(tensors, ""))}
+        return {name: _living(tensors, "")}
     level1, level2 = _living(tensors, "level1."), _living(tensors, "level2.")
     all_of_level1 = tensors["level1.W_dec"].double().numpy()
     return {
-        f"{name} level 1": Directions(level1),
-        f"{name} level 2": Directions(level2 @ all_of_level1),
-        f"{name} level 2 in h1": Directions(level2, basis=all_of_level1),
+        f"{name} level 1": level1,
+        f"{name} level 2": replace(level2, rows=level2.rows @ all_of_level1),
+        f"{name} level 2 in h1": replace(level2, basis=all_of_level1),
     }
 
 
 def collect(commits: dict[int, str], paths: dict[str, str]) -> None:
-    """Write the stability of the models of some commits (seed -> commit) to metrics/ and plots/."""
+    """Write the stability of the models of some commits (seed -> commit) to metrics/ and plots/.
+
+    metrics/stability.csv has the pairs of seeds, metrics/stability_latents.csv the latents of the first seed
+    (`stability.stability`).
+    """
     models: dict[str, dict[int, Directions]] = {}
     for seed, commit in commits.items():
         for name, found in read_models(commit, paths).items():
@@ -47,10 +51,11 @@ def collect(commits: dict[int, str], paths: dict[str, str]) -> None:
     pairs, latents = stability(models, seed=0)
     write_csv(Path("metrics/stability.csv"), pairs)
     write_json(Path("metrics/stability.json"), summarize(pairs, latents))
+    write_csv(Path("metrics/stability_latents.csv"), latents)
     level2 = latents.query("dictionary.str.contains('level 2')")
     write_figure(Path("plots/stability.png"), feature_plots.stability(pairs, level2))
 
 
-def _living(tensors: dict[str, Tensor], prefix: str) -> np.ndarray:
-    rows = tensors[f"{prefix}W_dec"][tensors[f"{prefix}idle_tokens"] < IDLE_TOKENS]
-    return rows.double().numpy()
+def _living(tensors: dict[str, Tensor], prefix: str) -> Directions:
+    latents = (tensors[f"{prefix}idle_tokens"] < IDLE_TOKENS).nonzero().squeeze(1)
+    return Directions(tensors[f"{prefix}W_dec"][latents].double().numpy(), latents.numpy())

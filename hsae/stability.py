@@ -28,9 +28,10 @@ RECURS = 0.7
 
 @dataclass(frozen=True)
 class Directions:
-    """Decoder directions of the living latents of one dictionary."""
+    """Decoder directions of the living latents of one dictionary, and the latents' indices."""
 
     rows: Float[ndarray, "latent coordinate"]
+    latents: Int[ndarray, " latent"]
     basis: Float[ndarray, "coordinate d"] | None = None
     """Where coordinates are latents themselves, which each seed numbers in its own way: their directions."""
 
@@ -69,7 +70,7 @@ def stability(models: dict[str, dict[int, Directions]], seed: int) -> tuple[pd.D
 
     Returns a row per pair: dictionary, seed_a, seed_b, mcc, null, adjusted = (mcc - null) / (1 - null), and the shares
     of pairs whose cosine reaches MATCHED; and a row per latent of each dictionary's first seed: dictionary, latent
-    (row), recurrence (in how many of the other seeds its match has a cosine of RECURS or more). `seed` is that of the
+    (index), recurrence (in how many of the other seeds its match has a cosine of RECURS or more). `seed` is that of the
     null's draws. Raises ValueError for a dictionary of fewer than 2 seeds, or one without a living latent.
     """
     for name, of_seeds in models.items():
@@ -90,7 +91,7 @@ def stability(models: dict[str, dict[int, Directions]], seed: int) -> tuple[pd.D
                 null = float(match(random_like(a, rng), random_like(b, rng)).cosines.mean())
                 pairs.append({"dictionary": name, "seed_a": one, "seed_b": other, **_measures(matched.cosines, null)})
                 bar.advance()
-            rows = {"dictionary": name, "latent": np.arange(len(recurrence)), "recurrence": recurrence}
+            rows = {"dictionary": name, "latent": of_seeds[first].latents, "recurrence": recurrence}
             latents.append(pd.DataFrame(rows))
     return pd.DataFrame(pairs), pd.concat(latents, ignore_index=True)
 

@@ -22,10 +22,17 @@ def test_a_latent_that_is_active_everywhere_contains_nobody():
     assert families.roots(data).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("n_silent", "expected"), [(19, [0, 1]), (20, [0, 0])])
+def test_what_is_active_on_more_than_half_of_the_tokens_is_no_parent(n_silent: int, expected: list[int]):
+    # Latent 1 is never active without 0, which is active on 20 tokens.
+    data = torch.tensor([[1.0, 1.0]] * 8 + [[1.0, 0.0]] * 12 + [[0.0, 0.0]] * n_silent)
+    assert families.roots(data).tolist() == expected
+
+
 def test_containment_is_measured_beyond_chance():
     both, second, neither = [[1.0, 1.0]] * 14, [[0.0, 1.0]] * 6, [0.0, 0.0]
-    # P(0 | 1) = .7 and P(0) = .55: (.7 - .55) / .45 is a third.
-    often = torch.tensor([*both, *second, *[[1.0, 0.0]] * 41, *[neither] * 39])
+    # P(0 | 1) = .7 and P(0) = .5: (.7 - .5) / .5 is two fifths.
+    often = torch.tensor([*both, *second, *[[1.0, 0.0]] * 36, *[neither] * 44])
     assert families.roots(often).tolist() == [0, 1]
     # P(0 | 1) = .7 and P(0) = .25: .6 of what is possible.
     seldom = torch.tensor([*both, *second, *[[1.0, 0.0]] * 11, *[neither] * 69])

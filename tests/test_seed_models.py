@@ -79,6 +79,9 @@ def test_models_of_commits_are_read_from_the_cache_and_their_seeds_compared(proj
     table = pd.read_csv("metrics/stability.csv")
     assert len(table) == 4 * 3
     assert max(table["mcc"].tolist()) < 0.999, "each commit has its own models"
+    latents = pd.read_csv("metrics/stability_latents.csv")
+    assert latents.query("dictionary == 'HSAE level 2'")["latent"].tolist() == [0, 2], "latent 1 is dead"
+    assert latents["recurrence"].between(0, 2).all()
     assert Path("plots/stability.png").stat().st_size > 1000
     for file in Path(".dvc/cache").rglob("*"):
         if file.is_file():

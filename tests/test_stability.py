@@ -8,6 +8,11 @@ RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((30, 12))
 
 
+def whole(rows: np.ndarray, basis: np.ndarray | None = None) -> Directions:
+    """A dictionary whose latents all live."""
+    return Directions(rows, np.arange(len(rows)), basis)
+
+
 def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
     """The same rows in another order and of other lengths."""
     rng = np.random.default_rng(seed)
@@ -29,7 +34,7 @@ def test_opposite_directions_are_no_match_and_zero_rows_have_cosine_0():
 
 
 def test_the_same_features_in_another_order_are_perfectly_stable():
-    models = {"same": {seed: Directions(shuffled(ROWS, seed)) for seed in (3, 5, 8)}}
+    models = {"same": {seed: whole(shuffled(ROWS, seed)) for seed in (3, 5, 8)}}
     pairs, latents = stability(models, seed=0)
     assert pairs[["seed_a", "seed_b"]].to_numpy().tolist() == [[3, 5], [3, 8], [5, 8]]
     np.testing.assert_allclose(pairs[["mcc", "adjusted", "matched_70", "matched_90"]], 1)
@@ -42,19 +47,26 @@ def test_the_same_features_in_another_order_are_perfectly_stable():
 def test_recurrence_counts_the_seeds_in_which_a_latent_is_found_again():
     features = np.eye(6)
     rows = {0: features[:3], 1: features[[2, 0, 4]], 2: features[[5, 0, 3]]}
-    pairs, latents = stability({"own": {seed: Directions(own) for seed, own in rows.items()}}, seed=0)
+    pairs, latents = stability({"own": {seed: whole(own) for seed, own in rows.items()}}, seed=0)
     assert latents["recurrence"].tolist() == [2, 0, 1]
     assert pairs["mcc"].tolist() == pytest.approx([2 / 3, 1 / 3, 1 / 3])
     assert pairs["matched_90"].tolist() == pytest.approx([2 / 3, 1 / 3, 1 / 3])
     assert summarize(pairs, latents)["own"]["recurs"] == pytest.approx(1 / 3)
 
 
+def test_latents_keep_their_indices():
+    features = np.eye(6)
+    models = {0: Directions(features[:3], np.array([1, 4, 7])), 2: Directions(features[[1, 5]], np.array([0, 3]))}
+    _, latents = stability({"own": models}, seed=0)
+    assert latents[["latent", "recurrence"]].to_numpy().tolist() == [[1, 0], [4, 1], [7, 0]]
+
+
 def test_unrelated_directions_are_no_more_alike_than_the_null_also_where_they_share_a_subspace():
     shared = np.diag([3.0] * 6 + [1.0] * 26)
     rows = {seed: np.random.default_rng(seed).standard_normal((80, 32)) for seed in range(6)}
     models = {
-        "isotropic": {seed: Directions(own) for seed, own in rows.items()},
-        "shared": {seed: Directions(own @ shared) for seed, own in rows.items()},
+        "isotropic": {seed: whole(own) for seed, own in rows.items()},
+        "shared": {seed: whole(own @ shared) for seed, own in rows.items()},
     }
     pairs, latents = stability(models, seed=0)
     summary = summarize(pairs, latents)
@@ -73,11 +85,11 @@ def test_the_null_keeps_second_moments():
 def test_latents_of_latents_are_compared_after_the_lower_ones_are_matched():
     weights = RNG.random((5, 30))
     order = RNG.permutation(30)
-    a = Directions(weights, basis=ROWS)
-    b = Directions(weights[::-1, order], basis=2 * ROWS[order])
+    a = whole(weights, basis=ROWS)
+    b = whole(weights[::-1, order], basis=2 * ROWS[order])
     left, right = aligned(a, b)
     np.testing.assert_allclose(match(left, right).cosines, 1)
-    pairs, _ = stability({"matched": {0: a, 1: b}, "unmatched": {0: Directions(a.rows), 1: Directions(b.rows)}}, seed=0)
+    pairs, _ = stability({"matched": {0: a, 1: b}, "unmatched": {0: whole(a.rows), 1: whole(b.rows)}}, seed=0)
     assert pairs["mcc"].iloc[0] == pytest.approx(1)
     assert pairs["mcc"].iloc[1] < 0.95
 
@@ -96,17 +108,17 @@ def test_the_interval_resamples_seeds_and_not_pairs():
 
 
 def test_a_dictionary_that_has_died_is_refused():
-    models = {"own": {3: Directions(ROWS), 4: Directions(ROWS[:0])}}
+    models = {"own": {3: whole(ROWS), 4: whole(ROWS[:0])}}
     with pytest.raises(ValueError, match=r"`own` must be alive: there is no living latent from some seeds; not \[4\]"):
         stability(models, seed=0)
 
 
 def test_one_seed_is_refused():
     with pytest.raises(ValueError, match=r"`own` must be trained from at least 2 seeds; not \[3\]"):
-        stability({"own": {3: Directions(ROWS)}}, seed=0)
+        stability({"own": {3: whole(ROWS)}}, seed=0)
 
 
 def test_results_repeat_to_the_bit():
-    models = {"own": {seed: Directions(np.random.default_rng(seed).standard_normal((9, 4))) for seed in range(3)}}
+    models = {"own": {seed: whole(np.random.default_rng(seed).standard_normal((9, 4))) for seed in range(3)}}
     for first, second in zip(stability(models, seed=1), stability(models, seed=1), strict=True):
         pd.testing.assert_frame_equal(first, second, check_exact=True)
