@@ -25,14 +25,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from hsae.activations import Store
+from hsae.coactivation import sparse_acts
 from hsae.config import check_positive
 from hsae.sparse_probing import MainLatents, Ranked, f1, main_latents, rank
 from hsae.statistics import cluster_weights
@@ -104,12 +104,6 @@ def labelled(store: Store, concepts: dict[str, Bool[ndarray, " corpus"]], n: int
     offsets = store.activations.offsets[: len(x)].numpy()
     own = {name: has[offsets] for name, has in concepts.items()}
     return Labelled(x, own, np.arange(len(x)) // store.context)
-
-
-@torch.no_grad()
-def encode(method: Method, x: Float[Tensor, "n d"]) -> csr_array:
-    """Codes of all rows, sparse."""
-    return csr_array(vstack([csr_array(method.encode(batch).cpu().numpy()) for batch in x.split(4096)]))
 
 
 def fit_probe(x: Float[ndarray, "n d"], has: Bool[ndarray, " n"]) -> Probe:
@@ -186,7 +180,8 @@ def measure(methods: dict[str, Method], fit: Labelled, score: Labelled, config: 
     weights = cluster_weights(int(score.contexts[-1]) + 1, seed=0)
     result = {}
     for method_name, method in methods.items():
-        ranked, codes = rank(encode(method, fit.x)), encode(method, score.x)
+        of_fit, codes = (sparse_acts(method.encode, split.x.split(4096)) for split in (fit, score))
+        ranked = rank(of_fit)
         sums, others = {}, {}
         for name, probe in probes.items():
             has = score.concepts[name]

@@ -4,8 +4,9 @@ What each finds of the features, and how well its hierarchy is the true one: the
 is read off afterwards (hsae/posthoc.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +28,7 @@ from hsae.training import Phase, fit
 
 META_K = 2  # meta-latents of a latent: its parent's and its own
 Scores = dict[str, float]
+Map = Callable[[Callable[[str], tuple[str, Scores]], Iterable[str]], Iterable[tuple[str, Scores]]]
 
 
 @dataclass
@@ -115,33 +117,44 @@ class Found:
         return cls(acts, directions, f1, recovery.match(directions, truth.forest.features))
 
 
-def score_all(config: GroundTruthConfig, seed: int) -> dict[str, Scores]:
+def score_all(config: GroundTruthConfig, seed: int, each: Map = map) -> dict[str, Scores]:
     """Scores of the HSAE, of its level 1 trained alone for as long, and of its rivals, on one drawn forest.
 
     `seed` draws the forest, the samples and the models. See `score_flat` and `score_hsae` for the scores; `data` has
-    the true L0.
+    the true L0. Methods depend on nothing but their arguments: `each` may be another `map`, of several processes.
     """
+    own = dict(each(partial(score_method, config, seed, None), ["hsae", "level1_alone"]))
+    l0s = own["hsae"]["l0"], own["hsae"]["l0_level2"]
+    rivals = dict(each(partial(score_method, config, seed, l0s), config.rivals))
+    _, truth = draw(config, seed)
+    data = {"l0": truth.test.data.l0(), "features": float(config.data.features)}
+    return {"data": data, **own, **rivals}
+
+
+def score_method(
+    config: GroundTruthConfig, seed: int, l0s: tuple[float, float] | None, method: str
+) -> tuple[str, Scores]:
+    """`method` and its scores; `l0s`, those of the HSAE's levels, are what a rival is held to."""
+    train, truth = draw(config, seed)
+    if method == "hsae":
+        return method, score_hsae(train_hsae(config, train, seed), truth)
+    if method == "level1_alone":
+        longer = config.phase2.epochs + config.phase3.epochs
+        return method, score_flat(train_level1(config, train, seed, longer), truth, seed)
+    assert l0s is not None
+    if method in DICTIONARIES:
+        return method, score_flat(fit_dictionary(method, config, train, l0s, seed), truth, seed)
+    return method, score_flat(train_flat(method, config, train, l0s[0], seed), truth, seed)
+
+
+def draw(config: GroundTruthConfig, seed: int) -> tuple[Samples, Truth]:
+    """A forest and its samples: those that all methods train on, and what they are scored against."""
     generator = torch.Generator().manual_seed(seed)
     forest = synthetic.ground_truth(config.data, generator)
-    drawn = synthetic.sample(forest, config.train_samples, generator)
-    normalizer = Normalizer.fit(drawn.inputs)
-    train = Samples(drawn, normalizer)
-    test = Samples(synthetic.sample(forest, config.test_samples, generator), normalizer)
-    truth = Truth(forest, test, forest.parent_of)
-    result = {"data": {"l0": test.data.l0(), "features": float(config.data.features)}}
-
-    model = train_hsae(config, train, seed)
-    result["hsae"] = score_hsae(model, truth)
-    l0s = result["hsae"]["l0"], result["hsae"]["l0_level2"]
-    longer = config.phase2.epochs + config.phase3.epochs
-    result["level1_alone"] = score_flat(train_level1(config, train, seed, longer), truth, seed)
-    for name in config.rivals:
-        if name in DICTIONARIES:
-            rival = fit_dictionary(name, config, train, l0s, seed)
-        else:
-            rival = train_flat(name, config, train, l0s[0], seed)
-        result[name] = score_flat(rival, truth, seed)
-    return result
+    train = synthetic.sample(forest, config.train_samples, generator)
+    normalizer = Normalizer.fit(train.inputs)
+    test = synthetic.sample(forest, config.test_samples, generator)
+    return Samples(train, normalizer), Truth(forest, Samples(test, normalizer), forest.parent_of)
 
 
 def train_level1(config: GroundTruthConfig, data: Samples, seed: int, longer: float = 0.0) -> SAE:

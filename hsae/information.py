@@ -68,10 +68,12 @@ def entropy(counts: Float[ndarray, "..."], axis: int | tuple[int, ...]) -> Float
 
 def _one_hot(bins: Int8[ndarray, "token latent"], n_bins: int) -> csr_array:
     """A column for each latent and bin above 0."""
-    token, latent = bins.nonzero()
-    column = latent * n_bins + bins[token, latent] - 1
-    shape = len(bins), bins.shape[1] * n_bins
-    return csr_array((np.ones(len(token)), (token, column)), shape=shape)
+    n, width = bins.shape
+    flat = bins.ravel()
+    where = np.flatnonzero(flat != 0)
+    column = where % width * n_bins + flat[where] - 1
+    rows = np.searchsorted(where, width * np.arange(n + 1))
+    return csr_array((np.ones(len(where)), column, rows), shape=(n, width * n_bins))
 
 
 def _with_zero(counts: Float[ndarray, "latent bin"], n_tokens: int) -> Float[ndarray, "latent bin_plus_1"]:

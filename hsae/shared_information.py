@@ -217,6 +217,7 @@ def conditional_entropies(
 ) -> dict[str, dict[str, float]]:
     """Quartiles over live parents of `conditional_entropy_shares`, for each number of children; empty without any."""
     quartiles = {"low": 0.25, "median": 0.5, "high": 0.75}
+    h1, h2 = np.asfortranarray(h1), np.asfortranarray(h2)  # they are read latent by latent, as often as there are m
     shares = {m: conditional_entropy_shares(h1, h2, levels, m) for m in children if len(levels.alive)}
     return {
         str(m): {name: float(np.quantile(values, at)) for name, at in quartiles.items()} for m, values in shares.items()

@@ -2,22 +2,23 @@
 
 from pathlib import Path
 
-import torch
-
 from hsae import run
 from hsae.dictionary import DictionaryConfig
 from hsae.files import write_figure, write_json
 from hsae.ground_truth import GroundTruthConfig, score_all
 from hsae.ground_truth_plots import recovery
+from hsae.run import Compute
+from hsae.workers import workers
 
 
 def main() -> None:
     """Run the stage."""
     with run.stage("synthetic") as stage:
-        stage.device()
-        torch.set_num_threads(1)  # the matrices are small: a second thread waits more than it works
+        n_workers = stage.params(Compute).threads
         seed = stage.params(DictionaryConfig).seed
-        scores = score_all(stage.params(GroundTruthConfig, "synthetic"), seed)
+        config = stage.params(GroundTruthConfig, "synthetic")
+        with workers("synthetic", n_workers) as each:
+            scores = score_all(config, seed, each)
         write_json(Path("metrics/synthetic.json"), scores)
         write_figure(Path("plots/synthetic.png"), recovery(scores))
 

@@ -14,6 +14,7 @@ from hsae.losses import Coefficients
 from hsae.sharpening import Sharpening
 from hsae.synthetic import SyntheticConfig
 from hsae.training import Phase
+from hsae.workers import workers
 
 PHASE = Phase(epochs=1, batch_size=128, lr=1e-2, decay_fraction=0.2, anneal_fraction=0.1)
 CONFIG = GroundTruthConfig(
@@ -154,6 +155,12 @@ def test_every_method_is_scored_and_the_scores_repeat_exactly(monkeypatch: pytes
     assert first != ground_truth.score_all(CONFIG, 1)
     figure = ground_truth_plots.recovery(first)
     assert {axes.get_title() for axes in figure.axes} == set(ground_truth_plots.SHOWN.values())
+
+
+def test_processes_come_to_the_same_scores():
+    config = dataclasses.replace(CONFIG, rivals=["kmeans"])
+    with workers("synthetic", 2) as each:
+        assert ground_truth.score_all(config, 0, each) == ground_truth.score_all(config, 0)
 
 
 def test_rivals_train_for_as_long_as_all_phases(monkeypatch: pytest.MonkeyPatch):
