@@ -22,7 +22,6 @@ from hsae.signals import die_with_parent, end_silently
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
-Map = Callable[[Callable[[Part], Result], Iterable[Part]], Iterable[Result]]
 
 
 @contextmanager
