@@ -67,5 +67,6 @@ def _begin() -> None:
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
     torch.set_num_threads(1)
     threadpool_limits(1)  # scikit-learn's
-    torch.set_deterministic_debug_mode("error")
+    torch.set_deterministic_debug_mode("error")  # this and what follows as in `Stage.device`
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     keep_memory()
