@@ -85,33 +85,6 @@ def information(benchmark: dict[str, Any]) -> str:
     return _markdown(["latents", "hsae", "scikit-learn, from some of the pairs", "ratio"], [row])
 
 
-def recovery(result: dict[str, Any]) -> str:
-    """metrics/recovery.json as a Markdown table, a row per method; * where Holm lets a mean differ from ours.
-
-    A cell has the means over seeds of all difficulties at which anything has that score, in their order.
-    """
-    columns = {
-        "edges, AP": "edge_ap",
-        "edges, F1": "edge_f1",
-        "features, F1": "matched_f1",
-        "latents, F1": "feature_f1",
-        "MCC": "mcc",
-        "absorption": "absorption",
-        "parents of level 2, F1": "parent_f1",
-    }
-    methods = result["methods"]
-    scored = list(dict.fromkeys(metric for metrics in methods.values() for metric in metrics))
-    keys = [[metric for metric in scored if metric.partition(".")[2] == name] for name in columns.values()]
-    lines = []
-    for method, metrics in methods.items():
-        cells = [
-            " / ".join(_mean(metrics.get(key)) or "–" for key in of_column) if metrics.keys() & set(of_column) else ""
-            for of_column in keys
-        ]
-        lines.append([method.replace("_", " "), *cells])
-    return _markdown(["", *columns], [line for line in lines if any(line[1:])])
-
-
 def frontier(result: dict[str, Any]) -> str:
     """metrics/frontier.json as Markdown tables, one per level: FVU / CE recovered of methods at matched L0."""
     methods = result["methods"]
@@ -201,14 +174,10 @@ def hierarchy(
     """What the two levels know of each other, a row per measure, beside what it must be compared with."""
     found, tree, groups = information["levels"], evaluation["hierarchy"], clusters["taxonomy"]
     parent = "p_parent_given_child_decoder"
-    of_controls = [control["hierarchy"][parent] for control in controls]
     ami = {name: f"{labels['current_character']:.2f}" for name, labels in groups.items()}
     lines = [
         ["P(parent active given child)", f"{tree[parent]:.2f}",
          f"{tree['p_parent_given_child_null_decoder']:.2f} with parents shuffled"],
-        ["the same on a fifth of the tokens", f"{of_controls[0]:.2f}",
-         f"{of_controls[1]:.2f} random decoder, {of_controls[2]:.2f} untrained transformer, "
-         f"{of_controls[3]:.2f} shuffled activations"],
         ["parents with a child that tells of them", f"{found['parents_with_child']:.1%}",
          f"{min(control['information']['parents_with_child'] for control in controls):.1%} or more in the controls"],
         ["share of a parent's entropy that a child takes away", f"{found['u_children']:.1%}",
@@ -268,7 +237,6 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "pipeline": (("benchmarks/pipeline.json",), pipeline),
     "information": (("benchmarks/information.json",), information),
     "torture": (("benchmarks/torture.json", "benchmarks/checkpoints.json", "benchmarks/determinism.json"), torture),
-    "recovery": (("metrics/recovery.json",), recovery),
     "frontier": (("metrics/frontier.json",), frontier),
     "causal": (("metrics/causal_tracing.json",), causal),
 }  # fmt: skip

@@ -102,17 +102,6 @@ def test_the_table_of_mutual_information_extrapolates_from_a_pair():
     assert lines[2:] == ["| 1,000 x 200 | 2.0 s | 2,000 s | 1,000 |"]
 
 
-def test_the_table_of_known_hierarchies_stars_what_differs_and_leaves_out_what_there_is_not():
-    ours = {"easy.edge_ap": {"mean": 0.99}, "hard.edge_ap": {"mean": 0.8}, "easy.parent_f1": {"mean": 0.95}}
-    theirs = {"easy.edge_ap": {"mean": 0.9, "p_holm": 0.01}, "hard.absorption": {"mean": 0.5, "p_holm": 0.2}}
-    true = {"easy.features": {"mean": 5.0}}
-    lines = readme.recovery({"methods": {"data": true, "hsae": ours, "top_k": theirs}}).splitlines()
-    assert lines[2:] == [
-        "| hsae | 0.990 / 0.800 |  |  |  |  |  | 0.950 |",
-        "| top k | 0.900* / – |  |  |  |  | 0.500 |  |",
-    ]
-
-
 def test_every_module_has_its_line_and_every_picture_exists():
     for module in (ROOT / "hsae").glob("[!_]*.py"):
         assert f"hsae/{module.name}" in TEXT, module.name
