@@ -40,7 +40,7 @@ def measure(name: str, model: nn.Module, folder: Path) -> dict[str, object]:
     checkpoints, seconds = Checkpoints(folder).of(name), []
     for step in range(SAVES):
         before = time.perf_counter()
-        checkpoints.save(step, tensors_of(model, optimizer, torch.Generator()) | best, {})
+        checkpoints.save(step, tensors_of(model, optimizer, {"order": torch.Generator()}) | best, {})
         seconds.append(time.perf_counter() - before)
     size = sum(file.stat().st_size for file in folder.glob(f"{name}/*")) / 2
     milliseconds = {

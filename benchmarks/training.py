@@ -33,6 +33,7 @@ from hsae.files import write_figure, write_json
 from hsae.gradients import CHUNK, level_gradients, level_objective
 from hsae.products import gram, product
 from hsae.run import keep_memory
+from hsae.streams import Stream
 from hsae.training import Autograd, Gradients, Phase, Shuffled, Trainable, fit
 
 SIZES = [(128, 1024), (256, 2048), (576, 4608)]
@@ -86,7 +87,7 @@ def trained(model: Trainable, gradients: Gradients, tokens: Shuffled, batch: int
 
     def run() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            fit("benchmark", model, tokens, gradients, phase, seed=0, dead_tokens=0)
+            fit("benchmark", model, tokens, gradients, phase, Stream(0, "benchmark"), dead_tokens=0)
 
     return run
 

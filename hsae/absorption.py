@@ -36,6 +36,7 @@ from hsae.coactivation import sparse_acts
 from hsae.config import check_positive
 from hsae.sparse_probing import MainLatents, Ranked, f1, main_latents, rank
 from hsae.statistics import cluster_weights
+from hsae.streams import Stream
 
 FULL_COSINE = 0.025
 FRACTION_COSINE = 0.1
@@ -177,7 +178,7 @@ def measure(methods: dict[str, Method], fit: Labelled, score: Labelled, config: 
             probes[name] = fit_probe(x, has)
             projections[name] = x_score @ probes[name].direction
             found[name] = projections[name] > probes[name].cutoff
-    weights = cluster_weights(int(score.contexts[-1]) + 1, seed=0)
+    weights = cluster_weights(int(score.contexts[-1]) + 1, Stream(0, "absorption"))
     result = {}
     for method_name, method in methods.items():
         of_fit, codes = (sparse_acts(method.encode, split.x.split(4096)) for split in (fit, score))

@@ -28,6 +28,7 @@ from hsae.causal_tasks import Task
 from hsae.config import check, check_positive
 from hsae.hierarchical import HierarchicalSAE
 from hsae.statistics import cluster_weights, holm
+from hsae.streams import Stream
 
 
 @dataclass
@@ -99,7 +100,7 @@ class Bootstrap:
         clusters = task.clusters.numpy()
         sums = np.zeros((clusters.max() + 1, len(clusters)))
         sums[clusters, np.arange(len(clusters))] = 1
-        drawn = cluster_weights(len(sums), seed) @ sums
+        drawn = cluster_weights(len(sums), Stream(seed, "causal")) @ sums
         self.weights = np.vstack([np.ones(len(clusters)), drawn])
         """Row 0: every pair once."""
 

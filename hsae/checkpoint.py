@@ -79,18 +79,24 @@ class Checkpoints:
 NOWHERE = Checkpoints()
 
 
-def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Tensor]:
+def tensors_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, generators: dict[str, torch.Generator]
+) -> dict[str, Tensor]:
     """All tensors that training changes: parameters and buffers, the optimizer's, and the random generators' states."""
     found = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for i, values in optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{i}.{name}": tensor for name, tensor in values.items()}
-    found |= {"generator": generator.get_state(), "random": torch.get_rng_state()}
+    found |= {f"generator.{name}": generator.get_state() for name, generator in generators.items()}
+    found["random"] = torch.get_rng_state()
     device = next(model.parameters()).device
     return found | ({"random.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def restore(
-    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generators: dict[str, torch.Generator],
 ) -> None:
     """Put everything that `tensors_of` took back to where it was."""
     model.load_state_dict(named(tensors, "model"))
@@ -99,7 +105,8 @@ def restore(
         i, name = key.split(".")
         state.setdefault(int(i), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    generator.set_state(tensors["generator"])
+    for name, generator in generators.items():
+        generator.set_state(tensors[f"generator.{name}"])
     torch.set_rng_state(tensors["random"])
     if "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], next(model.parameters()).device)

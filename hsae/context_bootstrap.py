@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from hsae.experiments import read_tensors
 from hsae.statistics import cluster_weights
+from hsae.streams import Stream
 
 FILES = ("data/contexts/evaluate.safetensors", "data/contexts/hsae.safetensors")
 Sums = dict[str, Float[np.ndarray, " context"]]
@@ -46,7 +47,7 @@ def intervals(runs: list[Run], rivals: dict[str, str], seed: int) -> pd.DataFram
     n_contexts = len(runs[0].shared["n_tokens"])
     if any(len(run.shared["n_tokens"]) != n_contexts for run in runs):
         raise ValueError("the runs were evaluated on different numbers of contexts, and cannot be compared over them.")
-    weights = cluster_weights(n_contexts, seed)
+    weights = cluster_weights(n_contexts, Stream(seed, "contexts"))
     found = {method: _means(runs, method, weights) for method in {*rivals, *rivals.values()}}
     rows = []
     for method, rival in rivals.items():

@@ -95,21 +95,22 @@ def train(data: Store, settings: Training, random_decoder: bool, checkpoints: Ch
     Then encoders, biases and thresholds learn, and level 2 starts from data as ever but for its directions. No latent
     is revived: that would give it a direction.
     """
-    c, seed = settings.coefficients, settings.dictionary.seed
+    c = settings.coefficients
     width1, width2 = settings.dictionary.widths(data.d_in)
     latents = replace(settings.latents, dead_tokens=0) if random_decoder else settings.latents
-    torch.manual_seed(seed)
-    level1 = variants.build(latents.activation, data.d_in, width1, k=latents.k1, beta=c.beta1)
+    kind, weights = latents.activation, settings.dictionary.weights(1)
+    level1 = variants.drawn(kind, data.d_in, width1, k=latents.k1, beta=c.beta1, stream=weights)
     level1 = level1.to(data.activations.acts.device)
     if random_decoder:
         hold_decoder(level1, level1.W_dec.detach().clone())
-    phase1(level1, data, c, settings.phase1, settings.sharpening, latents.dead_tokens, seed, checkpoints)
-    model = stack(level1, width2, data, c.beta2, latents, seed)
+    stream = settings.dictionary.stream
+    phase1(level1, data, c, settings.phase1, settings.sharpening, latents.dead_tokens, stream("phase1"), checkpoints)
+    model = stack(level1, width2, data, c.beta2, latents, stream("phase2").of("weights"))
     if random_decoder:
         hold_decoder(model.level2, torch.randn_like(model.level2.W_dec).abs())
         model.level2.init_from_data(model.level1.encode(data.x(slice(0, latents.init_tokens))))
-    train_level2(model, data, c, settings.phase2, latents.dead_tokens_later, seed, checkpoints)
-    phase3(model, data, c, settings.phase3, latents.dead_tokens_later, seed, checkpoints)
+    train_level2(model, data, c, settings.phase2, latents.dead_tokens_later, stream("phase2"), checkpoints)
+    phase3(model, data, c, settings.phase3, latents.dead_tokens_later, stream("phase3"), checkpoints)
     return model
 
 

@@ -1,13 +1,12 @@
 """Phases 2 and 3: level 2 on top of level 1 while that is frozen, and both."""
 
-import torch
-
 from hsae import families, two_level, variants
 from hsae.checkpoint import NOWHERE, Checkpoints
 from hsae.dictionary import LatentConfig, Start
 from hsae.hierarchical import HierarchicalSAE
 from hsae.losses import Coefficients
 from hsae.sae import SAE
+from hsae.streams import Stream
 from hsae.training import Curve, Phase, Shuffled, fit
 
 
@@ -18,18 +17,20 @@ def phase2(
     c: Coefficients,
     phase: Phase,
     latents: LatentConfig,
-    seed: int,
+    stream: Stream,
     checkpoints: Checkpoints = NOWHERE,
 ) -> tuple[HierarchicalSAE, Curve]:
     """Put a second level of `width` latents on a trained first, and train it while the first stays as it is."""
-    model = stack(level1, width, data, c.beta2, latents, seed)
-    return model, train_level2(model, data, c, phase, latents.dead_tokens_later, seed, checkpoints)
+    model = stack(level1, width, data, c.beta2, latents, stream.of("weights"))
+    return model, train_level2(model, data, c, phase, latents.dead_tokens_later, stream, checkpoints)
 
 
-def stack(level1: SAE, width: int, data: Shuffled, beta2: float, latents: LatentConfig, seed: int) -> HierarchicalSAE:
-    """A trained first level and, on top of it, a second of `width` latents as it is before any training."""
-    torch.manual_seed(seed)
-    level2 = variants.build(latents.activation, level1.d_sae, width, k=latents.k2, beta=beta2, nonnegative=True)
+def stack(
+    level1: SAE, width: int, data: Shuffled, beta2: float, latents: LatentConfig, stream: Stream
+) -> HierarchicalSAE:
+    """A trained first level and, on top of it, a second as it is before any training: `width` latents, by `stream`."""
+    kind, d_in = latents.activation, level1.d_sae
+    level2 = variants.drawn(kind, d_in, width, k=latents.k2, beta=beta2, stream=stream, nonnegative=True)
     model = HierarchicalSAE(level1, level2.to(level1.W_dec.device))
     x = data.x(slice(0, latents.init_tokens))
     if latents.init_level2 == Start.data:
@@ -45,12 +46,12 @@ def train_level2(
     c: Coefficients,
     phase: Phase,
     dead_tokens: int,
-    seed: int,
+    stream: Stream,
     checkpoints: Checkpoints = NOWHERE,
 ) -> Curve:
     """Train the second level while the first stays as it is, to the bit; returns the curve."""
     model.level1.requires_grad_(False)
-    return fit("phase2", model, data, two_level.gradients(model, c), phase, seed, dead_tokens, checkpoints)
+    return fit("phase2", model, data, two_level.gradients(model, c), phase, stream, dead_tokens, checkpoints)
 
 
 def phase3(
@@ -59,9 +60,9 @@ def phase3(
     c: Coefficients,
     phase: Phase,
     dead_tokens: int,
-    seed: int,
+    stream: Stream,
     checkpoints: Checkpoints = NOWHERE,
 ) -> Curve:
     """Fine-tune both levels; returns the curve."""
     model.requires_grad_(True)
-    return fit("phase3", model, data, two_level.gradients(model, c), phase, seed, dead_tokens, checkpoints)
+    return fit("phase3", model, data, two_level.gradients(model, c), phase, stream, dead_tokens, checkpoints)

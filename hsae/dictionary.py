@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hsae.config import check
+from hsae.streams import Stream
 
 
 @dataclass
@@ -17,6 +18,14 @@ class DictionaryConfig:
     def __post_init__(self) -> None:
         for name in ("expansion1", "expansion2"):
             check(name, getattr(self, name), "above 0 and finite", 0 < getattr(self, name) < float("inf"))
+
+    def stream(self, name: str) -> Stream:
+        """The random numbers of something that this seed draws."""
+        return Stream(self.seed, name)
+
+    def weights(self, level: int) -> Stream:
+        """What the weights of level 1, or of a flat autoencoder compared with either level, are drawn from."""
+        return self.stream(f"weights of level {level}")
 
     def widths(self, d_in: int) -> tuple[int, int]:
         """Numbers of latents of level 1 and level 2 on inputs of `d_in` coordinates."""

@@ -10,6 +10,7 @@ from hsae import variants
 from hsae.config import check_positive
 from hsae.gradients import level_gradients
 from hsae.sae import SAE
+from hsae.streams import Stream
 from hsae.training import Terms, memory
 
 
@@ -23,9 +24,10 @@ class FlatConfig:
         check_positive(self, ["initial_beta"])
 
 
-def build(variant: str, d_in: int, d_sae: int, target_l0: float, initial_beta: float) -> SAE:
-    """Flat autoencoder of a variant; k = the rounded target. Raises ValueError for an unknown variant."""
-    return variants.build(variant, d_in, d_sae, k=min(max(round(target_l0), 1), d_sae), beta=initial_beta)
+def drawn(variant: str, d_in: int, d_sae: int, target_l0: float, initial_beta: float, stream: Stream) -> SAE:
+    """Flat autoencoder with weights of `stream`; k = the rounded target. Raises ValueError for an unknown variant."""
+    k = min(max(round(target_l0), 1), d_sae)
+    return variants.drawn(variant, d_in, d_sae, k=k, beta=initial_beta, stream=stream)
 
 
 class SteeredGradients:

@@ -23,6 +23,7 @@ from hsae.losses import Coefficients
 from hsae.metrics import summarize
 from hsae.sae import SAE
 from hsae.sharpening import Sharpening
+from hsae.streams import Stream
 from hsae.synthetic import Forest, SyntheticConfig, SyntheticData
 from hsae.training import Phase, fit
 
@@ -149,22 +150,21 @@ def score_method(
 
 def draw(config: GroundTruthConfig, seed: int) -> tuple[Samples, Truth]:
     """A forest and its samples: those that all methods train on, and what they are scored against."""
-    generator = torch.Generator().manual_seed(seed)
-    forest = synthetic.ground_truth(config.data, generator)
-    train = synthetic.sample(forest, config.train_samples, generator)
+    stream = Stream(seed, "ground truth")
+    forest = synthetic.ground_truth(config.data, stream.of("forest").torch())
+    train = synthetic.sample(forest, config.train_samples, stream.of("training samples").torch())
     normalizer = Normalizer.fit(train.inputs)
-    test = synthetic.sample(forest, config.test_samples, generator)
+    test = synthetic.sample(forest, config.test_samples, stream.of("test samples").torch())
     return Samples(train, normalizer), Truth(forest, Samples(test, normalizer), forest.parent_of)
 
 
 def train_level1(config: GroundTruthConfig, data: Samples, seed: int, longer: float = 0.0) -> SAE:
     """Phase 1, by so many epochs longer."""
     c, latents, phase = config.coefficients, config.latents, config.phase1
-    torch.manual_seed(seed)
-    d_in = config.data.d_in
-    model = variants.build(latents.activation, d_in, config.d_sae1, k=latents.k1, beta=c.beta1)
+    kind, d_in, weights = latents.activation, config.data.d_in, Stream(seed, "weights of level 1")
+    model = variants.drawn(kind, d_in, config.d_sae1, k=latents.k1, beta=c.beta1, stream=weights)
     phase = replace(phase, epochs=phase.epochs + longer)
-    sharpening.phase1(model, data, c, phase, config.sharpening, latents.dead_tokens, seed)
+    sharpening.phase1(model, data, c, phase, config.sharpening, latents.dead_tokens, Stream(seed, "phase1"))
     return model
 
 
@@ -172,17 +172,25 @@ def train_hsae(config: GroundTruthConfig, data: Samples, seed: int) -> Hierarchi
     """All three phases."""
     c, latents = config.coefficients, config.latents
     level1 = train_level1(config, data, seed)
-    model, _ = curriculum.phase2(level1, config.d_sae2, data, c, config.phase2, latents, seed)
-    curriculum.phase3(model, data, c, config.phase3, latents.dead_tokens_later, seed)
+    model, _ = curriculum.phase2(level1, config.d_sae2, data, c, config.phase2, latents, Stream(seed, "phase2"))
+    curriculum.phase3(model, data, c, config.phase3, latents.dead_tokens_later, Stream(seed, "phase3"))
     return model
 
 
 def train_flat(variant: str, config: GroundTruthConfig, data: Samples, l0: float, seed: int) -> SAE:
     """A flat autoencoder at that L0."""
-    torch.manual_seed(seed)
-    model = flat.build(variant, config.data.d_in, config.d_sae1, l0, config.coefficients.beta1)
+    weights = Stream(seed, "weights of level 1")
+    model = flat.drawn(variant, config.data.d_in, config.d_sae1, l0, config.coefficients.beta1, weights)
     phase = replace(config.phase1, epochs=config.epochs)
-    fit(variant, model, data, flat.SteeredGradients(model, l0), phase, seed, config.latents.dead_tokens)
+    fit(
+        variant,
+        model,
+        data,
+        flat.SteeredGradients(model, l0),
+        phase,
+        Stream(seed, "phase1"),
+        config.latents.dead_tokens,
+    )
     return model
 
 
@@ -221,7 +229,7 @@ def score_flat(model: SAE | Dictionary, truth: Truth, seed: int) -> Scores:
     latents = Found.match(model, truth)
     n_roots = int((truth.parent_of < 0).sum())
     n_groups = min(n_roots, int((latents.acts != 0).any(0).sum()))
-    meta_directions, meta_edges = posthoc.meta_sae(latents.directions, n_roots, META_K, seed)
+    meta_directions, meta_edges = posthoc.meta_sae(latents.directions, n_roots, META_K, Stream(seed, "meta-SAE"))
     meta_parents = recovery.match(meta_directions, truth.forest.features)
     ways = {
         "conditional_probability": posthoc.conditional_probability(latents.acts),

@@ -21,6 +21,7 @@ from scipy.sparse import csc_array, csr_array
 from hsae.config import check, check_positive
 from hsae.sparse_probing import f1
 from hsae.statistics import bootstrap_interval
+from hsae.streams import Stream
 
 SNIPPETS = 5
 ROUNDING = 1e-9
@@ -204,7 +205,7 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
         own: dict[str, Any] = {"latents": len(rows)}
         for proxy in ("proxy_f1", "proxy_f1_null", "proxy_intruder"):
             values = rows[proxy].dropna().to_numpy(float)
-            interval = list(bootstrap_interval(values, seed=0)) if len(values) > 1 else None
+            interval = list(bootstrap_interval(values, Stream(0, "proxies"))) if len(values) > 1 else None
             own[proxy] = {"mean": float(values.mean()) if len(values) else None, "interval": interval}
         lengths = rows["length"].value_counts(normalize=True).sort_index()
         result[str(method)] = {**own, "length": {str(key): float(value) for key, value in lengths.items()}}

@@ -90,7 +90,7 @@ def train(
     checkpoints = checkpoints.of("train_transformer")
     log, best_state = _Log(), {}
     if saved := checkpoints.load():
-        restore(saved.tensors, model, optimizer, generator)
+        restore(saved.tensors, model, optimizer, {"batches": generator})
         log, best_state = _Log(**saved.state), named(saved.tensors, "best")
     start = saved.step if saved else 0
     with Progress("train_transformer", config.steps, start) as bar:
@@ -110,7 +110,7 @@ def train(
             bar.advance(1, f"val {log.curve[-1]['val_loss']:.3f}" if log.curve else "")
             if checkpoints.due() or last:
                 best = {f"best.{name}": tensor for name, tensor in best_state.items()}
-                checkpoints.save(step + 1, tensors_of(model, optimizer, generator) | best, vars(log))
+                checkpoints.save(step + 1, tensors_of(model, optimizer, {"batches": generator}) | best, vars(log))
     model.load_state_dict(best_state)
     return TrainedTransformer(model.eval(), log.curve, log.best)
 

@@ -22,6 +22,7 @@ from hsae.causal_lm import CausalLM
 from hsae.config import check_positive
 from hsae.progress import Progress
 from hsae.statistics import bootstrap_interval
+from hsae.streams import Stream
 
 BATCH = 64  # contexts at a time
 KEPT = 16  # tokens that a latent raises most, and lowers most
@@ -113,7 +114,7 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
             "kl": float(kl.mean()) if enough else None,
             "kl_null": float(kl_null.mean()) if enough else None,
             "log2_ratio": float(ratio.mean()) if enough else None,
-            "interval": list(bootstrap_interval(ratio, seed=0)) if enough else None,
+            "interval": list(bootstrap_interval(ratio, Stream(0, "latent effects"))) if enough else None,
             "above_null": float((ratio > 0).mean()) if enough else None,
         }
     return result

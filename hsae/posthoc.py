@@ -13,6 +13,7 @@ from hsae import variants
 from hsae.config import check
 from hsae.gradients import level_gradients
 from hsae.recovery import coactivation
+from hsae.streams import Stream
 from hsae.training import Phase, fit
 
 META_STEPS = 2000
@@ -75,7 +76,7 @@ class _Rows:
 
 
 def meta_sae(
-    directions: Float[Tensor, "latent d_in"], n_latents: int, k: int, seed: int
+    directions: Float[Tensor, "latent d_in"], n_latents: int, k: int, stream: Stream
 ) -> tuple[Float[Tensor, "parent d_in"], Float[Tensor, "parent child"]]:
     """Directions of `n_latents` parents, and how much of each is in each latent of the dictionary.
 
@@ -83,14 +84,12 @@ def meta_sae(
     becomes a latent of it (Bussmann et al. 2024, Showing SAE Latents Are Not Atomic Using Meta-SAEs; Leask et al. 2025,
     arXiv 2502.04878). This one is a BatchTopK with `k` active latents per row; its decoder rows are the parents'
     directions, its activations the scores. What all rows have in common is its bias. From few rows, training ends in
-    a local optimum that depends on `seed`. Raises ValueError unless k is in 1..n_latents.
+    a local optimum that depends on `stream`. Raises ValueError unless k is in 1..n_latents.
     """
     x = F.normalize(directions.detach().float()).contiguous()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = variants.build("batchtopk", x.shape[1], n_latents, k=k, beta=0.0).to(x.device)
+    model = variants.drawn("batchtopk", x.shape[1], n_latents, k=k, beta=0.0, stream=stream.of("weights")).to(x.device)
     phase = Phase(epochs=META_STEPS, batch_size=len(x), lr=META_LR, decay_fraction=0.2, anneal_fraction=0.0)
-    fit("meta-SAE", model, _Rows(x), level_gradients(model), phase, seed, dead_tokens=REVIVE_AFTER * len(x))
+    fit("meta-SAE", model, _Rows(x), level_gradients(model), phase, stream, dead_tokens=REVIVE_AFTER * len(x))
     with torch.no_grad():
         return model.W_dec.clone(), model.encode(x).T
 

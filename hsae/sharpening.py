@@ -7,6 +7,7 @@ from hsae.config import check_positive
 from hsae.gradients import level_gradients
 from hsae.losses import Coefficients
 from hsae.sae import SAE
+from hsae.streams import Stream
 from hsae.training import Curve, Phase, Shuffled, fit
 
 
@@ -33,18 +34,18 @@ def phase1(
     phase: Phase,
     sharpening: Sharpening,
     dead_tokens: int,
-    seed: int,
+    stream: Stream,
     checkpoints: Checkpoints = NOWHERE,
 ) -> Curve:
     """Train level 1 alone, and sharpen it; returns the curve."""
     gradients = level_gradients(model, c.weight_x_from_h1)
-    curve = fit("phase1", model, data, gradients, phase, seed, dead_tokens, checkpoints)
+    curve = fit("phase1", model, data, gradients, phase, stream, dead_tokens, checkpoints)
     if sharpening.n_steps(data):
         model.beta.mul_(sharpening.price)
         model.W_dec.requires_grad_(False)
         gradients = level_gradients(model, c.weight_x_from_h1)
         # Nothing is revived: that would give directions.
-        later = fit("phase1, sharpening", model, data, gradients, sharpening, seed, 0, checkpoints)
+        later = fit("phase1, sharpening", model, data, gradients, sharpening, stream.of("sharpening"), 0, checkpoints)
         model.W_dec.requires_grad_(True)
         steps = phase.n_steps(data)
         curve += [{**row, "step": steps + row["step"]} for row in later]

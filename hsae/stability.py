@@ -20,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from hsae.config import check
 from hsae.progress import Progress
 from hsae.statistics import cluster_weights
+from hsae.streams import Stream
 
 MATCHED = {"matched_70": 0.7, "matched_90": 0.9}
 """Cosines at which a latent counts as matched; RECURS is that at which it counts as found again."""
@@ -124,7 +125,7 @@ def seed_interval(pairs: pd.DataFrame, column: str) -> list[float] | None:
     values = np.zeros((len(seeds), len(seeds)))
     a, b = (np.searchsorted(seeds, pairs[key]) for key in ("seed_a", "seed_b"))
     values[a, b] = values[b, a] = pairs[column]
-    drawn = cluster_weights(len(seeds), seed=0).astype(float)
+    drawn = cluster_weights(len(seeds), Stream(0, "stability")).astype(float)
     n_pairs = len(seeds) ** 2 - (drawn**2).sum(1)
     means = ((drawn @ values) * drawn).sum(1)[n_pairs > 0] / n_pairs[n_pairs > 0]
     return np.quantile(means, [0.025, 0.975]).tolist()

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from hsae.config import check
+from hsae.streams import Stream
 
 N_RESAMPLES = 9_999
 N_CLUSTER_RESAMPLES = 2_000  # percentiles of hundreds of clusters need no more
@@ -27,7 +28,7 @@ def holm(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 def bootstrap_interval(
-    differences: Float[np.ndarray, " n"], seed: int, confidence: float = 0.95
+    differences: Float[np.ndarray, " n"], stream: Stream, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Bootstrap interval (low, high) of the mean: the expanded percentile interval (Hesterberg 2015, arXiv 1411.5279).
 
@@ -45,24 +46,29 @@ def bootstrap_interval(
     t = stats.t.ppf((1 + confidence) / 2, n - 1)
     expanded = 1 - 2 * float(stats.norm.cdf(-np.sqrt(n / (n - 1)) * t))
     interval = stats.bootstrap(
-        (differences,), np.mean, method="percentile", confidence_level=expanded, n_resamples=N_RESAMPLES, rng=seed
+        (differences,),
+        np.mean,
+        method="percentile",
+        confidence_level=expanded,
+        n_resamples=N_RESAMPLES,
+        rng=stream.numpy(),
     ).confidence_interval
     return float(interval.low), float(interval.high)
 
 
-def cluster_weights(n_clusters: int, seed: int) -> Int[np.ndarray, "resample cluster"]:
+def cluster_weights(n_clusters: int, stream: Stream) -> Int[np.ndarray, "resample cluster"]:
     """How often each cluster is drawn when as many as there are are drawn with replacement, time after time.
 
     For a bootstrap of what is not independent within clusters: sums over clusters, weighted by a row, are resampled.
     """
     equal = np.full(n_clusters, 1 / n_clusters)
-    return np.random.default_rng(seed).multinomial(n_clusters, equal, size=N_CLUSTER_RESAMPLES)
+    return stream.numpy().multinomial(n_clusters, equal, size=N_CLUSTER_RESAMPLES)
 
 
-def paired_comparison(frame: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
+def paired_comparison(frame: pd.DataFrame, reference: str, stream: Stream) -> pd.DataFrame:
     """Every condition against the `reference`, metric by metric, paired by the seed that both were trained from.
 
-    Columns of `frame`: condition, seed, metric, value. The argument `seed` is that of the bootstrap. Returns a row per
+    Columns of `frame`: condition, seed, metric, value. `stream` is that of the bootstrap. Returns a row per
     (condition, metric), in their order: condition, metric, n (seeds that both have), mean and reference_mean (over
     those), difference (condition - reference), low, high (its 95% interval), p and p_holm.
 
@@ -88,7 +94,9 @@ def paired_comparison(frame: pd.DataFrame, reference: str, seed: int) -> pd.Data
             raise ValueError(
                 f"{condition} and {reference} must share at least 2 seeds of `{metric}`; not {len(shared)}."
             )
-        compared = _compare(shared["value"].to_numpy(float), shared["value_reference"].to_numpy(float), seed)
+        compared = _compare(
+            shared["value"].to_numpy(float), shared["value_reference"].to_numpy(float), stream.of(condition, metric)
+        )
         rows.append({"condition": condition, "metric": metric, **compared})
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"].to_numpy()))
@@ -119,9 +127,9 @@ def _check_rows(frame: pd.DataFrame) -> None:
             raise ValueError(f"`{name}` must be there once; not twice.")
 
 
-def _compare(values: np.ndarray, reference: np.ndarray, seed: int) -> dict[str, Any]:
+def _compare(values: np.ndarray, reference: np.ndarray, stream: Stream) -> dict[str, Any]:
     differences = values - reference
-    low, high = bootstrap_interval(differences, seed)
+    low, high = bootstrap_interval(differences, stream)
     return {
         "n": len(values),
         "mean": values.mean(),

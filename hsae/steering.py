@@ -16,6 +16,7 @@ from hsae.config import check, check_positive
 from hsae.language_model import next_token_loss
 from hsae.progress import Progress
 from hsae.statistics import cluster_weights
+from hsae.streams import Stream
 
 BATCH = 64  # contexts at a time
 
@@ -148,7 +149,7 @@ def summarize(
     all. What a direction does not reach is None.
     """
     n_contexts = random[0].damage.shape[1]
-    weights = np.vstack([np.ones(n_contexts), cluster_weights(n_contexts, seed)]) / n_contexts
+    weights = np.vstack([np.ones(n_contexts), cluster_weights(n_contexts, Stream(seed, "steering"))]) / n_contexts
 
     def at_damage(response: Response, draws: slice) -> ndarray:
         gains, damages = response.gain[class_index] @ weights[draws].T, response.damage @ weights[draws].T

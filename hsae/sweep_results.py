@@ -12,6 +12,7 @@ from hsae.config import check, flatten
 from hsae.context_bootstrap import Run, intervals
 from hsae.files import write_csv, write_figure, write_json
 from hsae.statistics import at_matched_l0, bootstrap_interval, holm, paired_comparison
+from hsae.streams import Stream
 from hsae.sweep_config import Ablations, AnySweep, Claim, Comparison, Frontier, GroundTruth
 from hsae.sweep_plots import SIGNIFICANT, comparison_table, frontier, known_hierarchies, paired_differences
 
@@ -41,7 +42,7 @@ def compare(frame: pd.DataFrame, metrics: list[str], reference: str) -> pd.DataF
     kept = pd.concat(groups) if groups else paired.head(0)
     if set(kept["condition"]) <= {reference}:
         return pd.DataFrame(columns=["condition", "metric", "p"])
-    return paired_comparison(kept, reference, seed=0)
+    return paired_comparison(kept, reference, Stream(0, "comparison"))
 
 
 def judge(comparisons: pd.DataFrame, claims: list[Claim]) -> list[dict[str, Any]]:
@@ -69,7 +70,9 @@ def summarize(frame: pd.DataFrame, comparisons: pd.DataFrame, metrics: list[str]
     summary: dict[str, dict[str, Any]] = {}
     for (condition, metric), group in shown.groupby(["condition", "metric"], sort=False):  # pyright: ignore
         values = np.asarray(group["value"], dtype=float)
-        interval = list(bootstrap_interval(values, seed=0)) if len(values) > 1 else None
+        interval = (
+            list(bootstrap_interval(values, Stream(0, f"interval/{condition}/{metric}"))) if len(values) > 1 else None
+        )
         summary.setdefault(condition, {})[metric] = {"mean": values.mean(), "interval": interval, "n": len(values)}
     for row in comparisons.to_dict("records"):
         compared = {key: row[key] for key in ("n", "difference", "low", "high", "p", "p_holm")}

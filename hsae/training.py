@@ -13,6 +13,7 @@ from hsae import parallel
 from hsae.checkpoint import NOWHERE, Checkpoints, Saved, restore, tensors_of
 from hsae.config import check, check_positive
 from hsae.progress import Progress
+from hsae.streams import Stream
 
 LOG_POINTS = 100
 REVIVE_EVERY = 20
@@ -66,7 +67,7 @@ class Phase:
     def n_steps(self, data: Shuffled) -> int:
         """Number of optimizer steps on some data."""
         # Rounded first: 0.07 * 100 is a little more than 7.
-        return math.ceil(round(self.epochs * Batches(data, self.batch_size, 0).n, 6))
+        return math.ceil(round(self.epochs * Batches(data, self.batch_size, torch.Generator()).n, 6))
 
 
 @runtime_checkable
@@ -118,13 +119,14 @@ def fit(
     data: Shuffled,
     gradients: Gradients,
     phase: Phase,
-    seed: int,
+    stream: Stream,
     dead_tokens: int,
     checkpoints: Checkpoints = NOWHERE,
 ) -> Curve:
     """Minimise the sum of the terms whose `gradients` are given, with Adam, and return the curve.
 
-    Parameters that need no gradient stay as they are, to the bit. `seed` orders the batches. Latents that were silent
+    Parameters that need no gradient stay as they are, to the bit. Parts of `stream` order the batches and draw
+    the tokens that dead latents are pointed at: whether latents die changes no order. Latents that were silent
     for `dead_tokens` tokens are revived (unless that is 0) until the learning rate has fallen to a third or so.
     The curve has at most 100 rows, each the mean of every term, and of their sum `loss`, over the steps since the last
     row, and the number of latents `revived` in them. Raises ValueError if the loss stops being finite.
@@ -139,10 +141,12 @@ def fit(
     model.train()
     n_steps = phase.n_steps(data)
     checkpoints = checkpoints.of(label)
-    batches, log = Batches(data, phase.batch_size, seed), _Log()
+    batches, log = Batches(data, phase.batch_size, stream.of("order of batches").torch()), _Log()
+    revival = stream.of("revival").torch()
+    generators = {"order": batches.generator, "revival": revival}
     parallel.check_batch(batches.size)
     if saved := _last(checkpoints):
-        restore(saved.tensors, model, optimizer, batches.generator)
+        restore(saved.tensors, model, optimizer, generators)
         batches.order = saved.tensors["order"]
         for name, number in memory(gradients).items():
             number.copy_(saved.tensors[f"memory.{name}"])
@@ -163,14 +167,14 @@ def fit(
             optimizer.step()
             model.constrain()
             if dead_tokens and step % REVIVE_EVERY == REVIVE_EVERY - 1 and lr >= REVIVE_DOWN_TO * phase.lr:
-                log.revived += model.revive(x, dead_tokens, batches.generator)
+                log.revived += model.revive(x, dead_tokens, revival)
             if (step + 1) * LOG_POINTS // n_steps > step * LOG_POINTS // n_steps:
                 log.end_row(step + 1, list(terms))
                 parallel.check_alike(model)
             bar.advance(1, f"loss {log.curve[-1]['loss']:.4f}" if log.curve else "")
             if parallel.rank() == 0 and (checkpoints.due() or step + 1 == n_steps):
                 numbers = {f"memory.{name}": number for name, number in memory(gradients).items()}
-                tensors = tensors_of(model, optimizer, batches.generator) | numbers | {"order": batches.order}
+                tensors = tensors_of(model, optimizer, generators) | numbers | {"order": batches.order}
                 checkpoints.save(step + 1, tensors, vars(log))
     model.anneal(0.0)
     model.eval()
@@ -192,14 +196,14 @@ class Batches:
     a block.
     """
 
-    def __init__(self, data: Shuffled, batch_size: int, seed: int):
+    def __init__(self, data: Shuffled, batch_size: int, generator: torch.Generator):
         n, block = len(data), getattr(data, "rows_per_block", len(data))
         self.size = max(min(batch_size, n), 1)
         check("batch_size", self.size, f"at most the tokens of a block (={block})", self.size <= block)
         firsts = [range(at, min(at + block, n) - self.size + 1, self.size) for at in range(0, n, block)]
         self.firsts = [of_block for of_block in firsts if of_block]
         self.n = sum(map(len, self.firsts))
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = generator
         self.order = torch.empty(0, dtype=torch.long)
 
     def rows(self, step: int) -> slice:

@@ -11,6 +11,7 @@ from hsae.config import check
 from hsae.files import understanding
 from hsae.products import linear
 from hsae.sae import SAE, SAEOutput
+from hsae.streams import Stream
 
 
 class TopKSAE(SAE):
@@ -272,6 +273,15 @@ def build(kind: str, d_in: int, d_sae: int, *, k: int, beta: float, nonnegative:
     model = variant(d_in, d_sae, nonnegative=nonnegative, **({"k": k} if issubclass(variant, TopKSAE) else {}))
     model.beta.fill_(beta)
     return model
+
+
+def drawn(kind: str, d_in: int, d_sae: int, *, k: int, beta: float, stream: Stream, nonnegative: bool = False) -> SAE:
+    """An autoencoder as `build` makes it, whose weights are those of `stream`.
+
+    Kinds of one size that get one stream start from the same directions: they are compared pair by pair.
+    """
+    with stream.seeding():
+        return build(kind, d_in, d_sae, k=k, beta=beta, nonnegative=nonnegative)
 
 
 def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> SAE:

@@ -6,8 +6,6 @@ Arguments: the name of the item in dvc.yaml, its variant, and the level (1 or 2)
 import sys
 from dataclasses import replace
 
-import torch
-
 from hsae import flat, run
 from hsae.checkpoint import Checkpoints
 from hsae.dictionary import DictionaryConfig, LatentConfig
@@ -33,13 +31,12 @@ def main(name: str, variant: str, level: int) -> None:
         start(stage, device)
         l0 = read_json(stage.input(f"models/l0/level{level}.json"))["l0"]
         train, val = read_train(stage, device), read_store(stage, "val", device)
-        torch.manual_seed(dictionary.seed)
-        model = flat.build(variant, train.d_in, dictionary.widths(train.d_in)[level - 1], l0, config.initial_beta).to(
-            device
-        )
-        gradients = flat.SteeredGradients(model, l0)
+        # The start and the batches of the HSAE's level, as far as that trains: they are compared pair by pair.
+        width, weights = dictionary.widths(train.d_in)[level - 1], dictionary.weights(level)
+        model = flat.drawn(variant, train.d_in, width, l0, config.initial_beta, weights).to(device)
+        gradients, stream = flat.SteeredGradients(model, l0), dictionary.stream(f"phase{level}")
         with together(stage, device) as folder:
-            curve = fit(stage.name, model, train, gradients, phase, dictionary.seed, dead_tokens, Checkpoints(folder))
+            curve = fit(stage.name, model, train, gradients, phase, stream, dead_tokens, Checkpoints(folder))
             if leads():
                 metrics = summarize(model.reconstruct, val.batches())
                 write_trained(stage.name, model, model.header(), curve, metrics)

@@ -1,7 +1,5 @@
 """Activations -> level 1 of the HSAE, trained alone."""
 
-import torch
-
 from hsae import run, variants
 from hsae.checkpoint import Checkpoints
 from hsae.dictionary import DictionaryConfig, LatentConfig
@@ -25,13 +23,13 @@ def main() -> None:
         latents = stage.params(LatentConfig)
         start(stage, device)
         train, val = read_train(stage, device), read_store(stage, "val", device)
-        torch.manual_seed(dictionary.seed)
         width = dictionary.widths(train.d_in)[0]
-        model = variants.build(latents.activation, train.d_in, width, k=latents.k1, beta=c.beta1).to(device)
+        kind, weights = latents.activation, dictionary.weights(1)
+        model = variants.drawn(kind, train.d_in, width, k=latents.k1, beta=c.beta1, stream=weights).to(device)
 
         with together(stage, device) as folder:
-            dead_tokens, seed = latents.dead_tokens, dictionary.seed
-            curve = phase1(model, train, c, phase, sharpening, dead_tokens, seed, Checkpoints(folder))
+            stream, dead_tokens = dictionary.stream("phase1"), latents.dead_tokens
+            curve = phase1(model, train, c, phase, sharpening, dead_tokens, stream, Checkpoints(folder))
             if leads():
                 metrics = {"level1": summarize(model.reconstruct, val.batches())}
                 write_trained("phase1", model, model.header(), curve, metrics)

@@ -27,7 +27,8 @@ def main() -> None:
         width = dictionary.widths(train.d_in)[1]
 
         with together(stage, device) as folder:
-            model, curve = phase2(level1, width, train, c, phase, latents, dictionary.seed, Checkpoints(folder))
+            stream = dictionary.stream("phase2")
+            model, curve = phase2(level1, width, train, c, phase, latents, stream, Checkpoints(folder))
             if leads():
                 write_trained("phase2", model, model.header(), curve, validate(model, val.batches()))
 

@@ -21,14 +21,14 @@ def main() -> None:
         device = stage.device()
         phase = stage.params(Phase, "phase3")
         c = stage.params(Coefficients)
-        seed = stage.params(DictionaryConfig).seed
+        stream = stage.params(DictionaryConfig).stream("phase3")
         dead_tokens = stage.params(LatentConfig).dead_tokens_later
         start(stage, device)
         model = hierarchical.load(*read_tensors(stage.input("models/phase2.safetensors"))).to(device)
         train, val = read_train(stage, device), read_store(stage, "val", device)
 
         with together(stage, device) as folder:
-            curve = phase3(model, train, c, phase, dead_tokens, seed, Checkpoints(folder))
+            curve = phase3(model, train, c, phase, dead_tokens, stream, Checkpoints(folder))
             if leads():
                 metrics = validate(model, val.batches())
                 write_trained("phase3", model, model.header(), curve, metrics)

@@ -20,6 +20,7 @@ from hsae.controls import contexts
 from hsae.data import windows
 from hsae.files import fingerprint
 from hsae.gradients import level_gradients
+from hsae.streams import Stream
 from hsae.training import Batches, Phase, fit
 from tests.rows import Rows
 from tests.test_resume import Result, check_resume
@@ -191,7 +192,7 @@ def test_training_holds_one_block_at_a_time_and_makes_each_once_in_an_epoch():
     normalizer = Normalizer.fit(make(p, 0).acts)
     data = Blocks(p, normalizer, lambda block: Store(watched(block), normalizer, 1, CONTEXT))
     model = variants.build("topk", D, 8, k=2, beta=0.0)
-    fit("phase1", model, data, level_gradients(model), Phase(3, 16, 1e-3, 0.2, 0.0), 0, 100)
+    fit("phase1", model, data, level_gradients(model), Phase(3, 16, 1e-3, 0.2, 0.0), Stream(4, "test"), 100)
     assert watched.most == 1
     for epoch in range(3):
         assert sorted(watched.asked[3 * epoch : 3 * epoch + 3]) == [0, 1, 2]  # no two epochs met in a block here
@@ -211,7 +212,7 @@ class Cut(Rows):
 
 def order(n: int, block: int, size: int, epochs: int, seed: int = 0) -> list[list[int]]:
     """First rows of the batches of each epoch."""
-    batches = Batches(Cut(torch.zeros(n, 1), block), size, seed)
+    batches = Batches(Cut(torch.zeros(n, 1), block), size, Stream(seed, "test").torch())
     found = [batches.rows(step) for step in range(epochs * batches.n)]
     assert all(rows.stop - rows.start == size for rows in found)
     starts = [rows.start for rows in found]
@@ -248,8 +249,11 @@ def test_the_order_of_blocks_and_that_of_batches_differ_from_epoch_to_epoch_and_
 
 @pytest.mark.parametrize("n", [64, 67, 3])
 def test_one_block_has_the_order_of_data_without_blocks(n: int):
-    whole, cut = Batches(Rows(torch.zeros(n, 1)), 4, 5), Batches(Cut(torch.zeros(n, 1), n + 9), 4, 5)
-    generator = torch.Generator().manual_seed(5)
+    whole, cut = (
+        Batches(Rows(torch.zeros(n, 1)), 4, Stream(5, "test").torch()),
+        Batches(Cut(torch.zeros(n, 1), n + 9), 4, Stream(5, "test").torch()),
+    )
+    generator = Stream(5, "test").torch()
     size = min(n, 4)
     expected = [size * i for _ in range(3) for i in torch.randperm(n // size, generator=generator).tolist()]
     for batches in (whole, cut):
@@ -264,7 +268,7 @@ def test_epochs_count_whole_batches_of_blocks():
 
 def test_a_batch_that_is_larger_than_a_block_is_refused():
     with pytest.raises(ValueError, match=r"^`batch_size` must be at most the tokens of a block \(=10\); not 16\.$"):
-        Batches(Cut(torch.zeros(29, 1), 10), 16, 0)
+        Batches(Cut(torch.zeros(29, 1), 10), 16, torch.Generator())
 
 
 def test_training_on_kept_blocks_gives_the_bits_of_training_on_made_ones_and_goes_on_after_kills(tmp_path: Path):
@@ -275,7 +279,7 @@ def test_training_on_kept_blocks_gives_the_bits_of_training_on_made_ones_and_goe
         model = variants.build("jumprelu", D, 12, k=2, beta=0.01)
         model.b_enc.data[:3] = -100.0
         phase = Phase(5, 8, 1e-2, 0.2, 0.3)
-        curve = fit("phase1", model, data, level_gradients(model), phase, 3, 50, checkpoints)
+        curve = fit("phase1", model, data, level_gradients(model), phase, Stream(3, "test"), 50, checkpoints)
         return model.state_dict(), [curve]
 
     check_resume(partial(run, made), tmp_path / "of made", "made")

@@ -193,8 +193,8 @@ def test_model_optimizer_and_random_numbers_go_on_as_they_would_have():
         return [*(p.detach().clone() for p in model.parameters()), torch.rand(2)]
 
     step()
-    taken = {name: tensor.clone() for name, tensor in tensors_of(model, optimizer, generator).items()}
+    taken = {name: tensor.clone() for name, tensor in tensors_of(model, optimizer, {"order": generator}).items()}
     expected = [step(), step()]
-    restore({name: tensor.clone() for name, tensor in taken.items()}, model, optimizer, generator)
+    restore({name: tensor.clone() for name, tensor in taken.items()}, model, optimizer, {"order": generator})
     for before, after in zip(expected, [step(), step()], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -11,6 +11,7 @@ from hsae.gradients import level_gradients
 from hsae.hierarchical import HierarchicalSAE
 from hsae.language_model import train
 from hsae.sae import SAE
+from hsae.streams import Stream
 from hsae.training import Phase, fit
 from hsae.variants import VARIANTS
 from tests.rows import Rows
@@ -33,7 +34,7 @@ def losses(model: SAE | HierarchicalSAE, device: str) -> list[float]:
     own = copy.deepcopy(model).to(device)
     gradients = level_gradients(own) if isinstance(own, SAE) else two_level.gradients(own, C)
     x = tokens(4096, 20).to(device)
-    curve = fit("test", own, Rows(x), gradients, Phase(12.5, 256, 1e-3, 0.2, 0.1), seed=0, dead_tokens=2000)
+    curve = fit("test", own, Rows(x), gradients, Phase(12.5, 256, 1e-3, 0.2, 0.1), Stream(0, "test"), dead_tokens=2000)
     return [row["loss"] for row in curve]
 
 

@@ -8,6 +8,7 @@ from hsae.dictionary import Activation, LatentConfig, Start
 from hsae.losses import Coefficients
 from hsae.sae import SAE
 from hsae.sharpening import Sharpening, phase1
+from hsae.streams import Stream
 from hsae.training import Phase
 
 PHASE = Phase(epochs=1, batch_size=64, lr=1e-2, decay_fraction=0.2, anneal_fraction=0.2)
@@ -46,8 +47,8 @@ def never(sharpening: Sharpening) -> Sharpening:
 @pytest.mark.parametrize("kind", [kind.value for kind in Activation])
 def test_sharpening_goes_on_from_phase_1_with_the_decoder_as_it_is_to_the_bit(kind: str):
     plain, sharpened = level1(kind), level1(kind)
-    curve = phase1(plain, Rows(), C, PHASE, never(SHARPENING), 0, 3)
-    longer = phase1(sharpened, Rows(), C, PHASE, SHARPENING, 0, 3)
+    curve = phase1(plain, Rows(), C, PHASE, never(SHARPENING), 0, Stream(3, "test"))
+    longer = phase1(sharpened, Rows(), C, PHASE, SHARPENING, 0, Stream(3, "test"))
     assert [row["step"] for row in longer] == [*range(1, 9), *range(9, 17)]
     assert longer[: len(curve)] == curve
     assert torch.equal(sharpened.W_dec, plain.W_dec)
@@ -61,7 +62,7 @@ def test_a_higher_price_leaves_fewer_latents_active():
     l0s = []
     for price in (1.0, 30.0):
         model = level1()
-        phase1(model, Rows(), C, PHASE, dataclasses.replace(SHARPENING, price=price, epochs=4), 0, 3)
+        phase1(model, Rows(), C, PHASE, dataclasses.replace(SHARPENING, price=price, epochs=4), 0, Stream(3, "test"))
         l0s.append((model.encode(Rows().rows) > 0).sum().item())
     assert l0s[1] < l0s[0]
 
@@ -71,11 +72,11 @@ def test_phase_2_leaves_level_1_as_it_is_and_phase_3_trains_both(start: Start):
     lower = level1()
     before = state(lower)
     latents = dataclasses.replace(LATENTS, init_level2=start)
-    model, curve = curriculum.phase2(lower, 5, Rows(), C, PHASE, latents, 3)
+    model, curve = curriculum.phase2(lower, 5, Rows(), C, PHASE, latents, Stream(3, "test"))
     assert [row["step"] for row in curve] == list(range(1, 9))
     assert all(torch.equal(value, before[name]) for name, value in model.level1.state_dict().items())
     second = state(model)
-    curriculum.phase3(model, Rows(), C, PHASE, 0, 3)
+    curriculum.phase3(model, Rows(), C, PHASE, 0, Stream(3, "test"))
     assert not torch.equal(model.level1.W_dec, before["W_dec"])
     assert not torch.equal(model.level2.W_dec, second["level2.W_dec"])
 
@@ -85,7 +86,7 @@ def test_level_2_starts_where_it_is_told_to():
     decoders = []
     for start in Start:
         latents = dataclasses.replace(LATENTS, init_level2=start)
-        model, curve = curriculum.phase2(level1(), 5, Rows(), C, untrained, latents, 3)
+        model, curve = curriculum.phase2(level1(), 5, Rows(), C, untrained, latents, Stream(3, "test"))
         assert curve == []
         decoders.append(model.level2.W_dec)
     assert not any(torch.equal(a, b) for i, a in enumerate(decoders) for b in decoders[:i])

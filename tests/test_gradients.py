@@ -12,6 +12,7 @@ from hsae.gradients import SPARSE, Level, ReLUGradients, SparseGradients, level_
 from hsae.hierarchical import HierarchicalSAE, objective
 from hsae.losses import Coefficients
 from hsae.sae import SAE
+from hsae.streams import Stream
 from hsae.training import Autograd, Gradients, Phase, Terms, fit
 from hsae.two_level import TwoLevelGradients
 from hsae.variants import VARIANTS, BatchTopKSAE, JumpReLUSAE, build
@@ -309,7 +310,7 @@ def trajectories(model: nn.Module, make, phase: Phase, x: Tensor, dead_tokens: i
     for name, own in (("hand", model), ("single", copy.deepcopy(model)), ("double", copy.deepcopy(model).double())):
         gradients = make(own, name == "hand")
         data = Rows(x.double() if name == "double" else x)
-        curve = fit("phase", own, data, gradients, phase, seed=0, dead_tokens=dead_tokens)  # pyright: ignore[reportArgumentType]
+        curve = fit("phase", own, data, gradients, phase, Stream(0, "test"), dead_tokens=dead_tokens)  # pyright: ignore[reportArgumentType]
         found[name] = torch.tensor([row["loss"] for row in curve], dtype=torch.float64)
         found[f"revived {name}"] = torch.tensor([row["revived"] for row in curve]).sum()
     return found

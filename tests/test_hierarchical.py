@@ -10,6 +10,7 @@ from hsae.gradients import level_objective
 from hsae.hierarchical import HierarchicalSAE, objective, scale_gradient, validate
 from hsae.losses import Coefficients
 from hsae.sae import SAE
+from hsae.streams import Stream
 from hsae.training import Autograd, Phase, fit
 from hsae.variants import VARIANTS, ThresholdSAE
 from tests.rows import Rows
@@ -367,7 +368,7 @@ def test_level_2_is_revived_as_an_autoencoder_of_h1_is(model: HierarchicalSAE, x
 def trained(model: HierarchicalSAE, x: torch.Tensor, epochs: int = 6) -> list[dict[str, float]]:
     phase = Phase(epochs, 8, 1e-2, 0.2, 0.5)
     gradients = Autograd(model, lambda batch: objective(model, batch, ALL))
-    return fit("hsae", model, Rows(x), gradients, phase, seed=0, dead_tokens=20)
+    return fit("hsae", model, Rows(x), gradients, phase, Stream(0, "test"), dead_tokens=20)
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
@@ -403,7 +404,15 @@ def test_decoders_stay_valid_throughout_training(model: HierarchicalSAE, x: torc
         assert (model.level2.W_dec >= 0).all()
         return objective(model, batch, ALL)
 
-    fit("phase3", model, Rows(x), Autograd(model, checked), Phase(10, 16, 3e-2, 0.0, 0.0), seed=0, dead_tokens=50)
+    fit(
+        "phase3",
+        model,
+        Rows(x),
+        Autograd(model, checked),
+        Phase(10, 16, 3e-2, 0.0, 0.0),
+        Stream(0, "test"),
+        dead_tokens=50,
+    )
     checked(x)
     # The constraint was at work: the optimizer did push entries below zero.
     assert (model.level2.W_dec == 0).any()
@@ -415,7 +424,7 @@ def test_training_lowers_the_loss(kind: str, x: torch.Tensor):
     model = started(kind, x)
     phase = Phase(30, 32, 1e-2, 0.2, 0.0)
     gradients = Autograd(model, lambda batch: objective(model, batch, ALL))
-    curve = fit("phase3", model, Rows(x), gradients, phase, seed=0, dead_tokens=0)
+    curve = fit("phase3", model, Rows(x), gradients, phase, Stream(0, "test"), dead_tokens=0)
     assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]
 
 

@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 
 from hsae import recovery, synthetic
 from hsae.sae import SAE
+from hsae.streams import Stream
 from hsae.synthetic import Forest, SyntheticConfig, SyntheticData
 from hsae.training import Autograd, Phase, fit
 from hsae.variants import BatchTopKSAE, JumpReLUSAE, ThresholdSAE, build
@@ -92,7 +93,7 @@ def train(model: SAE, peer: Peer) -> tuple[list[Losses], list[Losses], list[Tens
         return {"error": model.error(x, out), "sparsity": model.sparsity(out, D_IN)}
 
     phase = Phase(epochs=1, batch_size=BATCH_SIZE, lr=LR, decay_fraction=0.0, anneal_fraction=0.0)
-    curve = fit("peers", model, Rows(tokens()), Autograd(model, objective), phase, seed=0, dead_tokens=0)
+    curve = fit("peers", model, Rows(tokens()), Autograd(model, objective), phase, Stream(0, "test"), dead_tokens=0)
     assert len(curve) == len(batches) == N_STEPS
     return curve, [peer.step(x) for x in batches], batches
 

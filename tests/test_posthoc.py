@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hsae import posthoc, recovery, synthetic
+from hsae.streams import Stream
 from hsae.synthetic import Forest, SyntheticData
 from tests.forest import CONFIG, random, seeded
 
@@ -101,7 +102,7 @@ def test_a_meta_sae_finds_what_rows_have_in_common(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(posthoc, "META_STEPS", 300)
     # Ten rows around each of two axes. What all rows have in common, half of either axis, is the bias.
     axes = torch.eye(12)[:2].repeat_interleave(10, dim=0)
-    directions, scores = posthoc.meta_sae(3 * axes + 0.3 * random(20, 12, seed=23), 2, k=1, seed=0)
+    directions, scores = posthoc.meta_sae(3 * axes + 0.3 * random(20, 12, seed=23), 2, k=1, stream=Stream(1, "test"))
     of_first = int(directions[1, 0] > directions[0, 0])
     assert directions[of_first, 0] > 0.6 > directions[of_first, 1]
     assert directions[1 - of_first, 1] > 0.6 > directions[1 - of_first, 0]
@@ -113,7 +114,7 @@ def test_a_meta_sae_repeats_exactly_and_leaves_the_global_generator_alone(monkey
     monkeypatch.setattr(posthoc, "META_STEPS", 50)
     rows = random(20, 6, seed=24)
     state = torch.get_rng_state()
-    directions, scores = posthoc.meta_sae(rows, 5, k=2, seed=3)
+    directions, scores = posthoc.meta_sae(rows, 5, k=2, stream=Stream(3, "test"))
     assert torch.equal(torch.get_rng_state(), state)
     assert directions.shape == (5, 6)
     assert scores.shape == (5, 20)
@@ -122,10 +123,10 @@ def test_a_meta_sae_repeats_exactly_and_leaves_the_global_generator_alone(monkey
     torch.testing.assert_close(directions.norm(dim=1), torch.ones(5))
     torch.rand(1)
     # Rows count as unit vectors; a power of 2 changes no bit of these.
-    assert all(map(torch.equal, posthoc.meta_sae(4 * rows, 5, k=2, seed=3), (directions, scores)))
-    assert not torch.equal(posthoc.meta_sae(rows, 5, k=2, seed=4)[0], directions)
+    assert all(map(torch.equal, posthoc.meta_sae(4 * rows, 5, k=2, stream=Stream(3, "test")), (directions, scores)))
+    assert not torch.equal(posthoc.meta_sae(rows, 5, k=2, stream=Stream(4, "test"))[0], directions)
 
 
 def test_more_active_meta_latents_than_there_are_are_refused():
     with pytest.raises(ValueError, match=r"`k` must be in 1\.\.d_sae \(=4\); not 5"):
-        posthoc.meta_sae(random(20, 6), 4, k=5, seed=0)
+        posthoc.meta_sae(random(20, 6), 4, k=5, stream=Stream(0, "test"))

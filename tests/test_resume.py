@@ -22,6 +22,7 @@ from hsae.gpt import GPT, GPTConfig
 from hsae.language_model import TransformerConfig, train
 from hsae.losses import Coefficients
 from hsae.sharpening import Sharpening, phase1
+from hsae.streams import Stream
 from hsae.training import Phase, fit
 from tests.project import Project
 from tests.rows import Rows
@@ -98,10 +99,10 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_flat_autoencoder_with_its_steering_and_its_revivals(kind: str, way: str, tmp_path: Path):
     def run(checkpoints: Checkpoints) -> Result:
         torch.manual_seed(0)
-        model = flat.build(kind, 6, 12, 2.0, 0.01)
+        model = flat.drawn(kind, 6, 12, 2.0, 0.01, Stream(3, "weights"))
         model.b_enc.data[:3] = -100.0
         steered = flat.SteeredGradients(model, 2.0)
-        curve = fit(f"flat_baseline/{kind}", model, ROWS, steered, PHASE, 3, 100, checkpoints)
+        curve = fit(f"flat_baseline/{kind}", model, ROWS, steered, PHASE, Stream(3, "test"), 100, checkpoints)
         assert sum(row["revived"] for row in curve) >= 2
         return model.state_dict(), [curve]
 
@@ -116,9 +117,9 @@ def test_the_phases_of_an_hsae(kind: Activation, way: str, tmp_path: Path):
         torch.manual_seed(0)
         level1 = variants.build(kind, 6, 12, k=4, beta=C.beta1)
         level1.b_enc.data[:3] = -100.0
-        first = phase1(level1, ROWS, C, PHASE, SHARPENING, 100, 3, checkpoints)
-        model, second = curriculum.phase2(level1, 5, ROWS, C, PHASE, latents, 3, checkpoints)
-        third = curriculum.phase3(model, ROWS, C, PHASE, 100, 3, checkpoints)
+        first = phase1(level1, ROWS, C, PHASE, SHARPENING, 100, Stream(3, "test"), checkpoints)
+        model, second = curriculum.phase2(level1, 5, ROWS, C, PHASE, latents, Stream(3, "test"), checkpoints)
+        third = curriculum.phase3(model, ROWS, C, PHASE, 100, Stream(3, "test"), checkpoints)
         return model.state_dict(), [first, second, third]
 
     check_resume(run, tmp_path, f"{kind} {way}")
@@ -130,7 +131,7 @@ def test_a_relu_autoencoder_that_has_gone_from_dense_products_to_entries(tmp_pat
         model = variants.build("relu", 6, 32, k=1, beta=1.0)
         computed = gradients.level_gradients(model)
         phase = replace(PHASE, epochs=8)
-        curve = fit("phase1", model, ROWS, computed, phase, 3, 0, checkpoints)
+        curve = fit("phase1", model, ROWS, computed, phase, Stream(3, "test"), 0, checkpoints)
         if isinstance(computed, gradients.ReLUGradients):
             assert computed.active < gradients.SPARSE
         return model.state_dict(), [curve]
@@ -164,7 +165,7 @@ def test_a_training_that_is_done_is_not_done_again(tmp_path: Path, capsys: pytes
     def run(gradients: Callable) -> list:
         torch.manual_seed(0)
         model = variants.build("topk", 6, 12, k=4, beta=0.0)
-        return fit("phase1", model, ROWS, gradients(model), PHASE, 3, 0, Checkpoints(tmp_path))
+        return fit("phase1", model, ROWS, gradients(model), PHASE, Stream(3, "test"), 0, Checkpoints(tmp_path))
 
     def never(_: Tensor) -> dict[str, Tensor]:
         raise AssertionError

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from hsae.statistics import at_matched_l0, bootstrap_interval, cluster_weights, holm, paired_comparison
+from hsae.streams import Stream
 
 COLUMNS = ["condition", "metric", "n", "mean", "reference_mean", "difference", "low", "high", "p", "p_holm"]
 
@@ -49,50 +50,50 @@ def test_the_interval_is_that_of_all_possible_resamples_at_expanded_percentiles(
     means = [np.mean(resample) for resample in product(x, repeat=6)]
     # Student's 90% quantile for 5 degrees of freedom is 1.4759; times sqrt(6 / 5), 1.6168; Phi(-1.6168) = .05297.
     expected = np.quantile(means, [0.05297, 1 - 0.05297])
-    np.testing.assert_allclose(bootstrap_interval(x, seed=0, confidence=0.8), expected, atol=0.15)
+    np.testing.assert_allclose(bootstrap_interval(x, stream=Stream(0, "test"), confidence=0.8), expected, atol=0.15)
     plain = np.quantile(means, [0.1, 0.9])
     assert np.abs(expected - plain).min() > 0.3
 
 
 def test_the_interval_covers_the_mean_of_eight_normal_values_as_often_as_it_says():
     samples = np.random.default_rng(0).normal(size=(300, 8))
-    intervals = [bootstrap_interval(sample, seed=0, confidence=0.8) for sample in samples]
+    intervals = [bootstrap_interval(sample, stream=Stream(0, "test"), confidence=0.8) for sample in samples]
     covered = np.mean([low <= 0 <= high for low, high in intervals])
     assert covered == pytest.approx(0.8, abs=0.06)
 
 
 def test_the_interval_repeats_moves_and_scales_with_its_values():
     x = np.random.default_rng(0).normal(size=8)
-    low, high = bootstrap_interval(x, seed=3)
+    low, high = bootstrap_interval(x, stream=Stream(3, "test"))
     assert low < x.mean() < high
-    assert bootstrap_interval(x, seed=3) == (low, high)
-    assert bootstrap_interval(x, seed=4) != (low, high)
-    assert bootstrap_interval(2 * x + 5, seed=3) == pytest.approx((2 * low + 5, 2 * high + 5))
+    assert bootstrap_interval(x, stream=Stream(3, "test")) == (low, high)
+    assert bootstrap_interval(x, stream=Stream(4, "test")) != (low, high)
+    assert bootstrap_interval(2 * x + 5, stream=Stream(3, "test")) == pytest.approx((2 * low + 5, 2 * high + 5))
 
 
 def test_more_confidence_gives_a_wider_interval_that_two_values_bound():
     x = np.random.default_rng(0).normal(size=8)
-    widths = [np.diff(bootstrap_interval(x, 0, confidence)).item() for confidence in (0.5, 0.8, 0.95)]
+    widths = [np.diff(bootstrap_interval(x, Stream(0, "test"), confidence)).item() for confidence in (0.5, 0.8, 0.95)]
     assert widths == sorted(set(widths))
-    assert bootstrap_interval(np.array([1.0, 3.0]), seed=0) == (1, 3)
+    assert bootstrap_interval(np.array([1.0, 3.0]), stream=Stream(0, "test")) == (1, 3)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.0])
 def test_equal_values_are_their_own_interval(value: float):
     for n in (3, 8):  # the mean of three times .1 is not .1
-        assert bootstrap_interval(np.full(n, value), seed=0) == (value, value)
+        assert bootstrap_interval(np.full(n, value), stream=Stream(0, "test")) == (value, value)
 
 
 def test_an_interval_needs_two_values_and_a_confidence():
     with pytest.raises(ValueError, match="`n` must be at least 2; not 1"):
-        bootstrap_interval(np.array([1.0]), seed=0)
+        bootstrap_interval(np.array([1.0]), stream=Stream(0, "test"))
     with pytest.raises(ValueError, match="`confidence` must be between 0 and 1; not 95"):
-        bootstrap_interval(np.array([1.0, 2.0]), seed=0, confidence=95)
+        bootstrap_interval(np.array([1.0, 2.0]), stream=Stream(0, "test"), confidence=95)
 
 
 def test_a_comparison_by_hand():
     frame = tidy({("full", "fvu"): [0.1, 0.2, 0.3], ("ablated", "fvu"): [0.2, 0.4, 0.6]})
-    compared = paired_comparison(frame, "full", seed=0)
+    compared = paired_comparison(frame, "full", stream=Stream(0, "test"))
     assert compared.columns.tolist() == COLUMNS
     (row,) = compared.to_dict("records")
     assert (row["condition"], row["metric"], row["n"]) == ("ablated", "fvu", 3)
@@ -100,18 +101,18 @@ def test_a_comparison_by_hand():
     # Differences .1 .2 .3: t = .2 / (.1 / sqrt(3)) = sqrt(12), and with 2 degrees of freedom p = 1 - t / sqrt(2 + t^2).
     assert row["p"] == pytest.approx(1 - np.sqrt(12 / 14))
     assert row["p_holm"] == row["p"]
-    assert (row["low"], row["high"]) == bootstrap_interval(np.array([0.1, 0.2, 0.3]), seed=0)
+    assert (row["low"], row["high"]) == bootstrap_interval(np.array([0.1, 0.2, 0.3]), stream=Stream(0, "test"))
 
 
 def test_only_the_seeds_that_both_have_are_compared_whatever_the_order_of_the_rows():
     values = {("full", "fvu"): [1.0, 2.0, 3.0, 100.0], ("ablated", "fvu"): [50.0, 4.0, 6.0, 3.0]}
     frame = tidy(values, {"full": [0, 1, 2, 9], "ablated": [7, 1, 2, 0]})
-    compared = paired_comparison(frame, "full", seed=0)
+    compared = paired_comparison(frame, "full", stream=Stream(0, "test"))
     assert compared["n"].item() == 3
     assert compared["mean"].item() == pytest.approx(13 / 3)
     assert compared["reference_mean"].item() == 2
     assert compared["p"].item() == pytest.approx(1 - 7 / np.sqrt(2 + 7**2))  # differences 2 2 3: t = 7
-    shuffled = paired_comparison(frame.sample(frac=1, random_state=0), "full", seed=0)
+    shuffled = paired_comparison(frame.sample(frac=1, random_state=0), "full", stream=Stream(0, "test"))
     columns = ["n", "difference", "p"]
     pd.testing.assert_frame_equal(shuffled.filter(columns), compared.filter(columns))
 
@@ -122,11 +123,11 @@ def test_conditions_keep_their_order_and_holm_counts_every_row():
     frame = tidy({(name, metric): list(rng.normal(size=8)) for name in names for metric in ("purity", "fvu")})
     # A metric that is not defined everywhere is compared where it is.
     frame = frame.query("condition != 'frozen' or metric != 'fvu'")
-    compared = paired_comparison(frame, "full", seed=0)
+    compared = paired_comparison(frame, "full", stream=Stream(0, "test"))
     pairs = list(zip(compared["condition"], compared["metric"], strict=True))
     assert pairs == [("no grouping", "purity"), ("no grouping", "fvu"), ("frozen", "purity")]
     assert compared["p_holm"].tolist() == holm(compared["p"].to_numpy()).tolist()
-    alone = paired_comparison(frame.query("metric == 'fvu'"), "full", seed=0)
+    alone = paired_comparison(frame.query("metric == 'fvu'"), "full", stream=Stream(0, "test"))
     shared = [column for column in COLUMNS if column != "p_holm"]
     assert alone.filter(shared).to_dict("records") == [compared.filter(shared).to_dict("records")[1]]
 
@@ -138,7 +139,7 @@ def test_differences_without_spread_get_the_sign_flip_tests_p(change: float, dif
     reference = np.random.default_rng(0).random(8)
     # The differences -0.1 differ by rounding errors, whose t would be astronomical.
     frame = tidy({("full", "fvu"): reference.tolist(), ("ablated", "fvu"): (reference + change).tolist()})
-    (row,) = paired_comparison(frame, "full", seed=0).to_dict("records")
+    (row,) = paired_comparison(frame, "full", stream=Stream(0, "test")).to_dict("records")
     assert row["difference"] == pytest.approx(difference, abs=1e-15)
     assert (row["low"], row["high"]) == pytest.approx((difference, difference), abs=1e-15)
     assert row["p"] == p
@@ -148,24 +149,26 @@ def test_small_differences_are_no_rounding_errors():
     rng = np.random.default_rng(0)
     reference = rng.random(8)
     values = reference + 1e-8 * (1 + 0.1 * rng.random(8))
-    compared = paired_comparison(tidy({("full", "l0"): [*reference], ("ablated", "l0"): [*values]}), "full", seed=0)
+    compared = paired_comparison(
+        tidy({("full", "l0"): [*reference], ("ablated", "l0"): [*values]}), "full", stream=Stream(0, "test")
+    )
     assert compared["p"].item() < 1e-6
 
 
 def test_a_comparison_that_cannot_be_made_is_refused_in_one_line():
     frame = tidy({("full", "fvu"): [0.1, 0.2], ("ablated", "fvu"): [0.2, 0.4]})
     with pytest.raises(ValueError, match=r"^`reference` must be one of the conditions full, ablated; not 'ful'\.$"):
-        paired_comparison(frame, "ful", seed=0)
+        paired_comparison(frame, "ful", stream=Stream(0, "test"))
     with pytest.raises(ValueError, match=r"^`condition` must be at least one other than the reference"):
-        paired_comparison(frame.head(2), "full", seed=0)
+        paired_comparison(frame.head(2), "full", stream=Stream(0, "test"))
     with pytest.raises(ValueError, match=r"^ablated and full must share at least 2 seeds of `fvu`; not 1\.$"):
-        paired_comparison(frame.head(3), "full", seed=0)
+        paired_comparison(frame.head(3), "full", stream=Stream(0, "test"))
     with pytest.raises(ValueError, match=r"^ablated and full must share at least 2 seeds of `l0`; not 0\.$"):
-        paired_comparison(pd.concat([frame, frame.tail(2).assign(metric="l0")]), "full", seed=0)
+        paired_comparison(pd.concat([frame, frame.tail(2).assign(metric="l0")]), "full", stream=Stream(0, "test"))
     with pytest.raises(ValueError, match=r"^`fvu of ablated, seed 1` must be there once; not twice\.$"):
-        paired_comparison(frame.iloc[[0, 1, 2, 3, 3]], "full", seed=0)
+        paired_comparison(frame.iloc[[0, 1, 2, 3, 3]], "full", stream=Stream(0, "test"))
     with pytest.raises(ValueError, match=r"^`fvu of full, seed 0` must be finite; not nan\.$"):
-        paired_comparison(frame.assign(value=[np.nan, 0.2, 0.2, 0.4]), "full", seed=0)
+        paired_comparison(frame.assign(value=[np.nan, 0.2, 0.2, 0.4]), "full", stream=Stream(0, "test"))
 
 
 def frontier(*points: tuple[float, float]) -> pd.DataFrame:
@@ -208,10 +211,10 @@ def test_a_frontier_that_is_none_is_refused(frame: pd.DataFrame, l0: float, mess
 
 
 def test_clusters_are_drawn_as_often_as_there_are_clusters_each_as_likely_as_another():
-    weights = cluster_weights(5, seed=0)
+    weights = cluster_weights(5, stream=Stream(0, "test"))
     assert (weights.sum(1) == 5).all()
     # 5 draws of 1 in 5: binomial, mean 1 and variance .8.
     np.testing.assert_allclose(weights.mean(0), 1, atol=0.06)
     np.testing.assert_allclose(weights.var(0), 0.8, atol=0.08)
-    np.testing.assert_array_equal(weights, cluster_weights(5, seed=0))
-    assert (weights != cluster_weights(5, seed=1)).any()
+    np.testing.assert_array_equal(weights, cluster_weights(5, stream=Stream(0, "test")))
+    assert (weights != cluster_weights(5, stream=Stream(1, "test"))).any()

@@ -14,6 +14,7 @@ from hsae.config import flatten
 from hsae.experiments import Recipe
 from hsae.losses import Coefficients
 from hsae.statistics import paired_comparison
+from hsae.streams import Stream
 from hsae.sweep import activations_of, main, share
 from hsae.sweep_config import SCHEMAS, Ablations, Claim, Comparison, Frontier, GroundTruth, load
 from hsae.sweep_results import collect, compare, judge, matched, points, summarize, tidy
@@ -178,7 +179,9 @@ def test_headline_metrics_are_compared_with_the_reference_as_far_as_seeds_are_sh
     assert rows.loc[("off", "level1.fvu"), "n"] == 2
     assert rows.loc[("off", "level1.fvu"), "difference"] == pytest.approx(0.15)
     assert rows.loc[("off", "level1.l0"), ["n", "difference"]].tolist() == [3, 0]
-    expected = paired_comparison(frame.query("condition != 'long' and metric == 'level1.l0'"), "reference", seed=0)
+    expected = paired_comparison(
+        frame.query("condition != 'long' and metric == 'level1.l0'"), "reference", Stream(0, "test")
+    )
     assert rows.loc[("off", "level1.l0"), "p"] == expected["p"].item()
 
 

@@ -7,6 +7,7 @@ from scipy.stats import multivariate_normal
 
 from hsae import losses, synthetic
 from hsae.sae import SAE
+from hsae.streams import Stream
 from hsae.synthetic import Forest, SyntheticConfig, SyntheticData
 from hsae.training import Autograd, Phase, Shuffled, fit
 from tests.forest import CONFIG, ROOTS, N, seeded
@@ -120,7 +121,15 @@ def test_fit_trains_on_the_samples_as_they_are(data: SyntheticData):
         return {"x_from_h1": losses.mse(model.decode(model.encode(x)), x)}
 
     before = objective(data.inputs)["x_from_h1"].item()
-    fit("phase1", model, data, Autograd(model, objective), Phase(1, 500, 3e-3, 0.0, 0.0), seed=0, dead_tokens=0)
+    fit(
+        "phase1",
+        model,
+        data,
+        Autograd(model, objective),
+        Phase(1, 500, 3e-3, 0.0, 0.0),
+        Stream(0, "test"),
+        dead_tokens=0,
+    )
     assert objective(data.inputs)["x_from_h1"].item() < 0.5 * before
 
 

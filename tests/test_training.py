@@ -7,6 +7,7 @@ from torch import nn
 
 from hsae import losses, variants
 from hsae.sae import SAE
+from hsae.streams import Stream
 from hsae.training import LOG_POINTS, REVIVE_EVERY, Autograd, Phase, annealing_left, fit, learning_rate
 from tests.rows import Rows
 
@@ -46,7 +47,7 @@ def run(model: Weight, n: int, how: Phase, objective=None, dead_tokens: int = 0,
     """Fit on the tokens 0, 1, 2, ... (their numbers are their only coordinate)."""
     data = Rows(torch.arange(n)[:, None].float())
     gradients = Autograd(model, objective or (lambda _: {"a": model.w.sum()}))
-    return fit("phase1", model, data, gradients, how, seed, dead_tokens)
+    return fit("phase1", model, data, gradients, how, Stream(seed, "test"), dead_tokens)
 
 
 def order_of_tokens(n: int, how: Phase, seed: int) -> list[list[int]]:
@@ -118,7 +119,7 @@ def test_without_epochs_nothing_happens():
     def never(_: torch.Tensor) -> dict[str, torch.Tensor]:
         raise AssertionError
 
-    assert fit("phase3", model, Rows(torch.randn(64, 4)), never, phase(0, anneal=0.5), 0, 10) == []
+    assert fit("phase3", model, Rows(torch.randn(64, 4)), never, phase(0, anneal=0.5), Stream(0, "test"), 10) == []
     assert not model.training
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -163,7 +164,7 @@ def test_after_training_nothing_is_left_of_the_annealing(anneal_fraction: float)
     model = variants.build("threshold", 4, 8, k=2, beta=0.1)
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
     gradients = Autograd(model, lambda x: {"a": model.error(x, model(x))})
-    fit("phase1", model, Rows(x), gradients, phase(1, 8, anneal=anneal_fraction), 0, 0)
+    fit("phase1", model, Rows(x), gradients, phase(1, 8, anneal=anneal_fraction), Stream(0, "test"), 0)
     assert model.settled()
     assert torch.as_tensor(model.least()).item() == pytest.approx(math.sqrt(0.2))
 
@@ -275,7 +276,9 @@ def trained(seed: int, kind: str = "relu", dead_tokens: int = 0) -> tuple[SAE, l
         return {"error": model.error(batch, out), "sparsity": model.sparsity(out, 4)}
 
     gradients = Autograd(model, objective)
-    return model, fit("phase1", model, Rows(x), gradients, phase(1.5, 8, 1e-2, 0.2, 0.3), seed, dead_tokens)
+    return model, fit(
+        "phase1", model, Rows(x), gradients, phase(1.5, 8, 1e-2, 0.2, 0.3), Stream(seed, "test"), dead_tokens
+    )
 
 
 @pytest.mark.parametrize("kind", variants.VARIANTS)
@@ -304,7 +307,7 @@ def test_parameters_that_need_no_gradient_stay_as_they_are_to_the_bit():
     model.b_enc.fill_(0.1)
     data = Rows(torch.randn(16, 4))
     gradients = Autograd(model, lambda x: {"mse": losses.mse(model(x).x_hat, x)})
-    fit("phase1", model, data, gradients, phase(2, 4, 1e-2), 0, 0)
+    fit("phase1", model, data, gradients, phase(2, 4, 1e-2), Stream(0, "test"), 0)
     assert torch.equal(model.b_enc, torch.full((8,), 0.1))
     assert not torch.equal(model.W_enc, model.W_dec.T)
 

@@ -7,6 +7,7 @@ import torch
 from hsae import losses, variants
 from hsae.files import read_tensors, write_tensors
 from hsae.sae import SAE, SAEOutput
+from hsae.streams import Stream
 from hsae.training import Autograd, Phase, fit
 from hsae.variants import (
     VARIANTS,
@@ -229,7 +230,7 @@ def trained(kind: str, dead_tokens: int, epochs: int) -> tuple[SAE, torch.Tensor
         return {"error": model.error(batch, out), "sparsity": model.sparsity(out, 16)}
 
     phase = Phase(epochs, 256, 3e-3, 0.3, 0.0)
-    curve = fit("phase1", model, Rows(x), Autograd(model, objective), phase, 0, dead_tokens)
+    curve = fit("phase1", model, Rows(x), Autograd(model, objective), phase, Stream(0, "test"), dead_tokens)
     return model, x, curve
 
 

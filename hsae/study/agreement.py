@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 
 from hsae.config import check
 from hsae.statistics import cluster_weights
+from hsae.streams import Stream
 
 
 def krippendorff_alpha(counts: Int[np.ndarray, "trial option"]) -> float | None:
@@ -24,7 +25,7 @@ def alpha_interval(counts: Int[np.ndarray, "trial option"], seed: int) -> tuple[
     paired = counts[counts.sum(1) > 1]
     if len(paired) < 2:
         return None
-    alphas = _alphas(paired, cluster_weights(len(paired), seed))
+    alphas = _alphas(paired, cluster_weights(len(paired), Stream(seed, "agreement")))
     if np.isnan(alphas).all():
         return None
     low, high = np.nanpercentile(alphas, [2.5, 97.5])  # nan: a resample in which all answers are the same
