@@ -17,3 +17,13 @@ def read_hsae(stage: Stage, device: torch.device) -> HierarchicalSAE:
 def read_flat(stage: Stage, name: str, device: torch.device) -> SAE:
     """A flat autoencoder."""
     return variants.load(*read_tensors(stage.input(f"models/flat_baseline/{name}.safetensors"))).to(device)
+
+
+def read_untrained_hsae(stage: Stage, device: torch.device) -> HierarchicalSAE:
+    """The HSAE at its start, as sparse as the trained one."""
+    return hierarchical.load(*read_tensors(stage.input("models/untrained/hsae.safetensors"))).to(device)
+
+
+def read_untrained_flat(stage: Stage, kind: str, device: torch.device) -> SAE:
+    """A flat autoencoder of a kind at its start, as wide and as sparse as level 1."""
+    return variants.load(*read_tensors(stage.input(f"models/untrained/{kind}.safetensors"))).to(device)

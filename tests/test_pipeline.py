@@ -88,6 +88,7 @@ def test_the_committed_parameters_are_known_to_the_pipeline(monkeypatch: pytest.
         "evaluate",
         "evaluate_hsae",
         "recurrence",
+        "untrained",
     }
 
 
