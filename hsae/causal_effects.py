@@ -30,6 +30,8 @@ from hsae.hierarchical import HierarchicalSAE
 from hsae.statistics import cluster_weights, holm
 from hsae.streams import Stream
 
+DRAWS = 20  # times `N_CLUSTER_RESAMPLES`: the smallest p is then below .05 / 420, so that Holm can let it pass
+
 
 @dataclass
 class CausalConfig:
@@ -94,14 +96,17 @@ def _measure(basis: Basis, runs: Runs, sets: list[Tensor]) -> tuple[ndarray, nda
 
 
 class Bootstrap:
-    """Ratios of means over the pairs of a task, and their intervals as pieces of the corpus are drawn anew."""
+    """Ratios of means over the pairs of a task, and their intervals as pieces of the corpus are drawn anew.
 
-    def __init__(self, task: Task, seed: int):
+    All methods see the same draws, so that their differences are paired.
+    """
+
+    def __init__(self, task: Task, stream: Stream):
         clusters = task.clusters.numpy()
         sums = np.zeros((clusters.max() + 1, len(clusters)))
         sums[clusters, np.arange(len(clusters))] = 1
-        drawn = cluster_weights(len(sums), Stream(seed, "causal")) @ sums
-        self.weights = np.vstack([np.ones(len(clusters)), drawn])
+        drawn = [cluster_weights(len(sums), stream.of(batch)) @ sums for batch in range(DRAWS)]
+        self.weights = np.vstack([np.ones(len(clusters)), *drawn])
         """Row 0: every pair once."""
 
     def ratio(self, effects: Float[ndarray, "*more pair"], total: Float[ndarray, " pair"]) -> ndarray:
@@ -151,14 +156,16 @@ def areas(ks: list[int], sufficient: ndarray, last: int) -> dict[str, Float[ndar
     return {"cpr": area(ks, sufficient, last), "cmd": 1 - area(ks, 1 - np.abs(1 - sufficient), last)}
 
 
-def matched_curve(choice: Choice, runs: Runs, x: Float[Tensor, "token d_in"], ks: list[int], seeds: range) -> Curve:
+def matched_curve(
+    choice: Choice, runs: Runs, x: Float[Tensor, "token d_in"], ks: list[int], draws: int, stream: Stream
+) -> Curve:
     """Random latents that are like the first k, for every k anew, as those are left out; means over draws, per pair.
 
     For as many nodes as leave as many others.
     """
     kept, lively = [k for k in ks if 2 * k <= len(choice.basis)], liveliness(choice.basis, x)
-    sets = [matched(choice.order, lively, k, seed) for k in kept for seed in seeds]
-    restored, knocked = (odds.reshape(len(kept), len(seeds), -1).mean(1) for odds in _measure(choice.basis, runs, sets))
+    sets = [matched(choice.order, lively, k, stream.of(k, draw)) for k in kept for draw in range(draws)]
+    restored, knocked = (odds.reshape(len(kept), draws, -1).mean(1) for odds in _measure(choice.basis, runs, sets))
     return Curve(kept, restored, knocked)
 
 
@@ -178,44 +185,53 @@ def shares(
 
 
 def economy(
-    runs: Runs, choice2: Choice, level1: Basis, h1: Float[Tensor, "pair pos d_in"], bootstrap: Bootstrap
+    pair: Pair, choice2: Choice, level1: Basis, h1: Float[Tensor, "pair pos d_in"], bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """Level 2's effect as a share of level 1's, with a quarter as many latents as differ at level 1 in a pair.
 
-    `h1` is all that differs at level 1.
+    So many differ on discovery; effects are those on test. `h1` is all that differs at level 1 there.
     """
-    differ = (runs.codes(level1) != 0).any(1).sum(1).double().mean().item()
-    k = max(int(differ / 4), 1)
+    differ = (pair.discovery.codes(level1) != 0).any(1).sum(1).double().mean().item()
+    k, runs = max(int(differ / 4), 1), pair.test
     few = causal.part(runs.codes(choice2.basis), choice2.basis, choice2.order[:k])
     of_2, of_1 = (_array(runs.restore(part) - runs.m_corrupt) for part in (few, h1))
     return {"level1_latents": differ, "level2_latents": k, "share": interval(bootstrap.ratio(of_2, of_1))}
 
 
-def agreement(basis: Basis, runs: Runs, integrated: Float[Tensor, "pair pos d_in"], n: int) -> dict[str, Any]:
-    """Whether attribution ranks nodes as patching one by one does: Spearman's correlation over `n` nodes.
+def agreement(basis: Basis, pair: Pair, steps: int, n: int) -> dict[str, Any]:
+    """Whether attribution ranks nodes as patching one by one does: Spearman's correlation over `n` nodes, on test.
 
-    Of attribution patching, which predicts what one node restores and whose largest nodes these are, and of the
-    `integrated` gradients.
+    Of attribution patching, which predicts what one node restores, and of gradients that are integrated in `steps`. The
+    nodes are the largest that attribution patching finds on discovery: on test neither is favoured.
     """
-    codes = runs.codes(basis)
-    gradients = {"attribution_patching": runs.gradient([0.0]), "integrated_gradients": integrated}
-    scores = {name: causal.attribution(codes, basis, gradient).mean(0) for name, gradient in gradients.items()}
-    nodes = scores["attribution_patching"].abs().argsort(descending=True, stable=True)[:n]
+    first = causal.attribution(pair.discovery.codes(basis), basis, pair.discovery.gradient([0.0])).mean(0)
+    nodes = first.abs().argsort(descending=True, stable=True)[:n]
+    runs, codes = pair.test, pair.test.codes(basis)
+    shares = {"attribution_patching": [0.0], "integrated_gradients": causal.middles(steps)}
+    scores = {name: causal.attribution(codes, basis, runs.gradient(at)).mean(0) for name, at in shares.items()}
     effects = causal.exact(runs, codes, basis, nodes).mean(1).cpu().numpy()
     ranks: dict[str, Any] = {name: spearmanr(effects, own[nodes].cpu().numpy()) for name, own in scores.items()}
     return {name: float(r.statistic) if np.isfinite(r.statistic) else None for name, r in ranks.items()}
 
 
 @torch.no_grad()
-def character_before(runs: Runs, bootstrap: Bootstrap) -> dict[str, Any]:
+def character_before(runs: Runs, bootstrap: Bootstrap) -> dict[str, Any] | None:
     """Effect of replacing the character before instead, by the same one, as a share of the total effect: a control.
 
-    In a task whose answer hangs on the replaced character alone it is 0.
+    In a task whose answer hangs on the replaced character alone it is 0. Pairs in which no character stands before, or
+    already that one, are left out; None if no pair is left.
     """
     task, rows = runs.task, torch.arange(len(runs))
+    before, replacement = (task.changed - 1).clamp(min=0), task.corrupt[rows, task.changed]
+    kept = ((task.changed > 0) & (task.clean[rows, before] != replacement)).numpy()
+    if not kept.any():
+        return None
     other = task.clean.clone()
-    other[rows, (task.changed - 1).clamp(min=0)] = task.corrupt[rows, task.changed]
-    return interval(bootstrap.share(runs.m_clean - task.metric(runs.tracer.answer(other)), runs))
+    other[rows, before] = replacement
+    effect = _array(runs.m_clean - task.metric(runs.tracer.answer(other)))
+    with np.errstate(invalid="ignore"):  # 0 / 0, of draws that hold none of these pairs
+        values = bootstrap.ratio(np.where(kept, effect, 0), np.where(kept, _array(runs.m_clean - runs.m_corrupt), 0))
+    return interval(values[np.isfinite(values)])
 
 
 def latents(choice: Choice, runs: Runs, n: int, bootstrap: Bootstrap) -> list[dict[str, Any]]:
@@ -256,21 +272,27 @@ def path_effects(
 def compare(found: dict[str, dict[str, dict[str, Float[ndarray, " draw"]]]]) -> dict[str, Any]:
     """measure -> reference -> method -> task -> its difference from the reference: value, interval, p, p_holm.
 
-    `found`: task -> method -> measure. References are neurons and both levels; p_holm is adjusted over the tasks.
+    `found`: task -> method -> measure. References are neurons and both levels. p_holm is adjusted over all that is
+    returned, as all of it is read together: measures, references, methods and tasks.
     """
-    tasks, result = list(found), {}
+    result: dict[str, Any] = {}
     methods = list(next(iter(found.values()), {}))
-    for measure in ("cpr", "cmd") if methods else ():
-        for reference in (NEURONS, LEVEL1, LEVEL2):
-            for method in methods:
-                if method == reference:
-                    continue
-                differences = [found[task][method][measure] - found[task][reference][measure] for task in tasks]
-                p = np.array([two_sided(values) for values in differences])
-                result.setdefault(measure, {}).setdefault(reference, {})[method] = {
-                    task: {**interval(values), "p": float(own), "p_holm": float(adjusted)}
-                    for task, values, own, adjusted in zip(tasks, differences, p, holm(p), strict=True)
-                }
+    compared = [
+        (measure, reference, method, task)
+        for measure in ("cpr", "cmd")
+        for reference in (NEURONS, LEVEL1, LEVEL2)
+        for method in methods
+        for task in found
+        if method != reference
+    ]
+    rows = []
+    for measure, reference, method, task in compared:
+        difference = found[task][method][measure] - found[task][reference][measure]
+        rows.append({**interval(difference), "p": two_sided(difference)})
+    adjusted = holm(np.array([row["p"] for row in rows])).tolist() if rows else []
+    for (measure, reference, method, task), row, p_holm in zip(compared, rows, adjusted, strict=True):
+        of_method = result.setdefault(measure, {}).setdefault(reference, {}).setdefault(method, {})
+        of_method[task] = {**row, "p_holm": p_holm}
     return result
 
 
@@ -289,18 +311,23 @@ def trace(
     bases: dict[str, Basis],
     x: Float[Tensor, "token d_in"],
     config: CausalConfig,
-    seed: int,
+    stream: Stream,
 ) -> Traced:
     """Everything of one task. `bases` hold both levels and neurons by their names; `x` says what latents are like.
+
+    `stream` is the task's: it draws pieces of the corpus anew, and random latents.
 
     A map is drawn only where some replaced character is not the last one: otherwise it can be nothing but 1 there.
     """
     discovery, test, last = pair.discovery, pair.test, config.ks[-1]
-    bootstrap, gradient = Bootstrap(test.task, seed), discovery.gradient(causal.middles(config.steps))
+    bootstrap, gradient = (
+        Bootstrap(test.task, stream.of("pieces of the corpus")),
+        discovery.gradient(causal.middles(config.steps)),
+    )
     own = {**bases, DIFFERENCE: difference_of_means(discovery)}
     choices = {name: choose(basis, discovery, gradient) for name, basis in own.items()}
     curves = {name: curve(choice, test, config.ks) for name, choice in choices.items()}
-    curves[MATCHED] = matched_curve(choices[LEVEL1], test, x, config.ks, range(seed, seed + config.draws))
+    curves[MATCHED] = matched_curve(choices[LEVEL1], test, x, config.ks, config.draws, stream.of("matched latents"))
     methods, found = {}, {}
     for name, of_method in curves.items():
         sufficient, necessary = faithfulness(of_method, test, bootstrap)
@@ -320,9 +347,9 @@ def trace(
         "total_effect": interval(bootstrap.weights @ total / bootstrap.weights.sum(1)),
         "character_before": character_before(test, bootstrap),
         "shares": shares(test, parts, bootstrap),
-        "economy": economy(test, choices[LEVEL2], bases[LEVEL1], parts["h1"], bootstrap),
+        "economy": economy(pair, choices[LEVEL2], bases[LEVEL1], parts["h1"], bootstrap),
         "map": None if restored is None else restored.tolist(),
-        "agreement": {name: agreement(bases[name], discovery, gradient, config.exact) for name in levels},
+        "agreement": {name: agreement(bases[name], pair, config.steps, config.exact) for name in levels},
         "methods": methods,
         "promoted": {name: choices[name].promoted for name in levels},
         "latents": {name: latents(choices[name], test, config.parents, bootstrap) for name in levels},

@@ -9,6 +9,7 @@ from torch import Tensor
 from hsae import causal
 from hsae.causal import Basis, Runs
 from hsae.config import check
+from hsae.streams import Stream
 
 NEURONS, LEVEL1, LEVEL2 = "neurons", "level1", "level2"
 MATCHED, RANDOM, DIFFERENCE = "matched random latents", "random directions", "difference of means"
@@ -45,7 +46,9 @@ def liveliness(basis: Basis, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "n
     return torch.stack([frequency.clamp(min=1e-6).log(), mean.clamp(min=1e-6).log()], 1).cpu()
 
 
-def matched(order: Int[Tensor, " node"], lively: Float[Tensor, "node 2"], n: int, seed: int) -> Int[Tensor, " chosen"]:
+def matched(
+    order: Int[Tensor, " node"], lively: Float[Tensor, "node 2"], n: int, stream: Stream
+) -> Int[Tensor, " chosen"]:
     """Random latents instead of the first `n`: each is like one of them in how often and how strongly it is active.
 
     Drawn, without replacement, among the ten nearest by `liveliness` that are not among the first n themselves. Raises
@@ -55,7 +58,7 @@ def matched(order: Int[Tensor, " node"], lively: Float[Tensor, "node 2"], n: int
     first = order[:n].cpu()
     free = torch.ones(len(lively), dtype=torch.bool)
     free[first] = False
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream.torch()
     drawn = []
     for node in first.tolist():
         distances = (lively - lively[node]).norm(dim=1).masked_fill(~free, torch.inf)
@@ -70,15 +73,15 @@ def linear_basis(directions: Float[Tensor, "node d_in"]) -> Basis:
     return Basis(lambda x: x @ directions.T, directions)
 
 
-def rival_bases(x: Float[Tensor, "token d_in"], seed: int) -> dict[str, Basis]:
-    """Coordinates of the stream, its principal components on `x`, and random orthonormal directions.
+def rival_bases(x: Float[Tensor, "token d_in"], stream: Stream) -> dict[str, Basis]:
+    """Coordinates of the residual stream, its principal components on `x`, and random orthonormal directions.
 
-    Neurons are coordinates of the stream itself, as in MIB (Mueller et al. 2025, arXiv 2504.13151).
+    `stream` draws the random ones. Neurons are coordinates of the residual stream itself, as in MIB (Mueller et al.
+    2025, arXiv 2504.13151).
     """
     centred = x - x.mean(0)
     components = torch.linalg.eigh(centred.T @ centred).eigenvectors.T.flip(0)
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], generator=generator))[0].to(x)
+    random = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], generator=stream.torch()))[0].to(x)
     directions = {NEURONS: torch.eye(x.shape[1], device=x.device), "PCA": components, RANDOM: random}
     return {name: linear_basis(rows) for name, rows in directions.items()}
 

@@ -16,6 +16,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from hsae.labels import MARKUP, TokenText, context_labels, spans, taxonomy
+from hsae.samples import Record, Role, record
+from hsae.streams import Stream
 
 SENTENCE_ENDS = ".!?"
 BRACKETS = {"round": "()", "square": "[]", "curly": "{}"}
@@ -68,6 +70,11 @@ class Task:
     def metric(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
         """Log odds of the two classes: logsumexp over the targets - logsumexp over the foils, in nats."""
         return logits[..., self.targets].logsumexp(-1) - logits[..., self.foils].logsumexp(-1)
+
+    @property
+    def places(self) -> Int[Tensor, " place"]:
+        """Corpus offsets of all characters of the prompts."""
+        return (self.ends[:, None] + torch.arange(1 - self.clean.shape[1], 1)).flatten()
 
     def select(self, kept: Bool[Tensor, " pair"], most: int) -> "Task":
         """The first `most` pairs of those that are kept."""
@@ -128,11 +135,11 @@ def rules(tokens: Integer[ndarray, " corpus"], vocabulary: Sequence[str], train_
     return [rule for rule in found if rule is not None and len(rule.candidates.ends)]
 
 
-def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: tuple[int, int], width: int, seed: int) -> Task:
+def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: tuple[int, int], width: int, stream: Stream) -> Task:
     """All pairs of a rule in random order, prompts of `width` characters that lie within the `bounds` of a split."""
     ends, changed, replacements = rule.candidates
     inside = (ends - width + 1 >= bounds[0]) & (ends < bounds[1]) & (changed > ends - width)
-    chosen = np.random.default_rng(seed).permutation(np.flatnonzero(inside))
+    chosen = stream.numpy().permutation(np.flatnonzero(inside))
     clean = tokens.astype(int)[ends[chosen, None] + np.arange(1 - width, 1)]
     position = changed[chosen] - ends[chosen] + width - 1
     corrupt = clean.copy()
@@ -147,11 +154,14 @@ def keep(
     bounds: tuple[int, int],
     width: int,
     most: int,
-    seed: int,
+    stream: Stream,
     last_logits: Callable[[Int[Tensor, "pair pos"]], Float[Tensor, "pair vocab"]],
 ) -> tuple[Task, Kept]:
-    """Up to `most` pairs on which the model is right: log odds above 0 after the prompt, below 0 after the other."""
-    found = draw(rule, tokens, bounds, width, seed)
+    """Up to `most` pairs on which the model is right: log odds above 0 after the prompt, below 0 after the other.
+
+    No dictionary has a part in this: the pairs are the same for all, and effects are those of such pairs.
+    """
+    found = draw(rule, tokens, bounds, width, stream)
     clean, corrupt = torch.zeros(0), torch.zeros(0)
     while len(clean) < len(found) and ((clean > 0) & (corrupt < 0)).sum() < most:
         rows = slice(len(clean), len(clean) + most)
@@ -178,6 +188,21 @@ def records(tasks: dict[str, dict[str, Task]], vocabulary: Sequence[str]) -> dic
         following = [token for token, own in zip(vocabulary, targets, strict=True) if own]
         found[name] = {"targets": following, **{split: task.records(vocabulary) for split, task in splits.items()}}
     return found
+
+
+def samples(
+    tasks: dict[str, dict[str, Task]], splits: dict[str, str], of_latents: Int[ndarray, " place"], stream: Stream
+) -> list[Record]:
+    """Where nodes were chosen (discovery, and `of_latents`, which said how often latents are active), and measured.
+
+    `splits`: of the corpus, by the names discovery and test. A record runs from the first character of any prompt to
+    the last of any; without tasks there is none. `stream` is that of all pairs.
+    """
+    roles: dict[str, Role] = {"discovery": "chosen", "test": "scored"}
+    places = {name: [task[name].places.numpy() for task in tasks.values()] for name in roles if tasks}
+    found = {name: np.concatenate([of_latents, *own] if name == "discovery" else own) for name, own in places.items()}
+    pieces = {name: np.arange(own.min(), own.max() + 1) for name, own in found.items()}
+    return [record("nodes", roles[name], splits[name], piece, stream.of(name)) for name, piece in pieces.items()]
 
 
 def report(kept: dict[str, dict[str, Kept]]) -> dict[str, Any]:

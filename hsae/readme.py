@@ -126,7 +126,7 @@ def causal(result: dict[str, Any]) -> str:
         ]
         economy = found["economy"]
         few = f"{economy['share']['value']:.2f} ({economy['level2_latents']} of {economy['level1_latents']:.0f})"
-        before = f"{found['character_before']['value']:.2f}"
+        before = f"{found['character_before']['value']:.2f}" if found["character_before"] else ""
         own = [f"{counts['kept']} of {counts['asked']}", f"{found['total_effect']['value']:.1f}", before]
         lines.append([task.replace("_", " "), *own, *cells, " / ".join(f"{error:.2f}" for error in errors), few])
     head = ["task", "test pairs", "effect (nats)", "character before", *methods, "e0 + e1", "few of level 2"]
@@ -175,11 +175,13 @@ def hierarchy(
     found, tree, groups = information["levels"], evaluation["hierarchy"], clusters["taxonomy"]
     parent = "p_parent_given_child_decoder"
     ami = {name: f"{labels['current_character']:.2f}" for name, labels in groups.items()}
+    shares = {f"{control['information']['parents_with_child']:.1%}" for control in controls}
+    least = min(control["information"]["parents_with_child"] for control in controls)
+    beside = f"{least:.1%} in every control" if len(shares) == 1 else f"{least:.1%} or more in the controls"
     lines = [
         ["P(parent active given child)", f"{tree[parent]:.2f}",
          f"{tree['p_parent_given_child_null_decoder']:.2f} with parents shuffled"],
-        ["parents with a child that tells of them", f"{found['parents_with_child']:.1%}",
-         f"{min(control['information']['parents_with_child'] for control in controls):.1%} or more in the controls"],
+        ["parents with a child that tells of them", f"{found['parents_with_child']:.1%}", beside],
         ["share of a parent's entropy that a child takes away", f"{found['u_children']:.1%}",
          f"{found['u_others']:.1%} another latent"],
         ["what its eight best children leave of it (median)",

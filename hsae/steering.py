@@ -97,16 +97,16 @@ def sample(
     prompt: Int[Tensor, " pos"],
     added: Float[Tensor, "way d_model"],
     n_tokens: int,
-    generator: torch.Generator,
+    stream: Stream,
 ) -> Int[Tensor, "way n_tokens"]:
     """Continue a prompt at temperature 1, in several ways: with a vector added to the stream after block `layer`.
 
     All ways draw with the same random numbers, so that they part only where the vectors part them.
     """
-    tokens = prompt.expand(len(added), -1)
+    tokens, generator = prompt.expand(len(added), -1), stream.torch()
     for _ in range(n_tokens):
-        stream = model.residual(tokens[:, -model.context :], layer) + added[:, None]
-        cumulative = model.last_logits(stream, layer).softmax(-1).cumsum(-1)
+        residual = model.residual(tokens[:, -model.context :], layer) + added[:, None]
+        cumulative = model.last_logits(residual, layer).softmax(-1).cumsum(-1)
         drawn = torch.rand(1, generator=generator).to(cumulative.device) * cumulative[:, -1:]
         tokens = torch.cat([tokens, torch.searchsorted(cumulative, drawn).clamp(max=cumulative.shape[1] - 1)], 1)
     return tokens[:, len(prompt) :]
@@ -140,16 +140,16 @@ def frame(responses: dict[str, Response], random: list[Response], class_index: i
 
 
 def summarize(
-    responses: dict[str, Response], random: list[Response], class_index: int, config: SteeringConfig, seed: int
+    responses: dict[str, Response], random: list[Response], class_index: int, config: SteeringConfig, stream: Stream
 ) -> dict[str, Any]:
     """Of each direction its gain and damage at every dose, and its gain at `config.damage`, with its 95% interval.
 
     `p` is its rank among itself and the random directions that do so much damage; `random` has their mean. `difference`
-    is the last direction's gain at that damage minus the first one's. Intervals are over contexts, the same draws for
-    all. What a direction does not reach is None.
+    is the last direction's gain at that damage minus the first one's. Intervals are over contexts, which
+    `stream` draws anew, the same ones for all: differences are paired. What a direction does not reach is None.
     """
     n_contexts = random[0].damage.shape[1]
-    weights = np.vstack([np.ones(n_contexts), cluster_weights(n_contexts, Stream(seed, "steering"))]) / n_contexts
+    weights = np.vstack([np.ones(n_contexts), cluster_weights(n_contexts, stream)]) / n_contexts
 
     def at_damage(response: Response, draws: slice) -> ndarray:
         gains, damages = response.gain[class_index] @ weights[draws].T, response.damage @ weights[draws].T

@@ -16,6 +16,7 @@ from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
 from hsae.hierarchical import HierarchicalSAE
 from hsae.progress import Progress
+from hsae.streams import Stream
 from stages.clusters import read_clusters
 from stages.files import read_store
 from stages.trained import read_flat, read_hsae
@@ -36,24 +37,26 @@ def main(flat: list[str], clusters: list[str]) -> None:
     """Run the stage."""
     with run.stage("causal_tracing") as stage:
         device = stage.device()
-        config, seed = stage.params(CausalConfig, "causal_tracing"), stage.params(DictionaryConfig).seed
+        config = stage.params(CausalConfig, "causal_tracing")
+        stream = stage.params(DictionaryConfig).stream("causal_tracing")
         model = read_transformer(stage, device)
         hsae, val = read_hsae(stage, device), read_store(stage, "val", device)
         tracer, longest = Tracer(model, val.layer, val.normalizer), model.context
         check("prompt_chars", config.prompt_chars, f"at most the context (={longest})", config.prompt_chars <= longest)
-        tasks, kept, records = _tasks(stage, tracer, config, seed)
+        tasks, kept, records = _tasks(stage, tracer, config, stream.of("pairs"))
         x = val.x(slice(0, FIRST))
-        bases = _bases(stage, hsae, x, flat, clusters, seed)
+        bases = _bases(stage, hsae, x, flat, clusters, stream.of("random directions"))
         traced = {}
         with Progress("causal_tracing", len(tasks)) as bar:
             for name, splits in tasks.items():
                 pair = Pair(*(Runs.of(tracer, splits[split]) for split in SPLITS))
-                traced[name] = trace(pair, hsae, bases, x, config, seed)
+                traced[name] = trace(pair, hsae, bases, x, config, stream.of("tasks", name))
                 bar.advance(1, name)
         result = {
             "pairs": causal_tasks.report(kept),
             "tasks": {name: found.metrics for name, found in traced.items()},
             "comparisons": compare({name: found.areas for name, found in traced.items()}),
+            "samples": causal_tasks.samples(tasks, SPLITS, val.activations.offsets[:FIRST].numpy(), stream.of("pairs")),
         }
         write_json(Path("data/causal_tasks.json"), records)
         write_json(Path("metrics/causal_tracing.json"), result)
@@ -63,7 +66,7 @@ def main(flat: list[str], clusters: list[str]) -> None:
 
 
 def _tasks(
-    stage: run.Stage, tracer: Tracer, config: CausalConfig, seed: int
+    stage: run.Stage, tracer: Tracer, config: CausalConfig, stream: Stream
 ) -> tuple[dict[str, dict[str, Task]], dict[str, dict[str, Kept]], dict[str, Any]]:
     """The tasks that have enough pairs in both splits; how many pairs all have; the pairs as JSON."""
     tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
@@ -73,7 +76,15 @@ def _tasks(
     kept: dict[str, dict[str, Kept]] = {}
     for rule in causal_tasks.rules(tokens, vocabulary, bounds["train"][1]):
         found = {
-            name: causal_tasks.keep(rule, tokens, bounds[split], config.prompt_chars, config.pairs, seed, tracer.answer)
+            name: causal_tasks.keep(
+                rule,
+                tokens,
+                bounds[split],
+                config.prompt_chars,
+                config.pairs,
+                stream.of(name, rule.name),
+                tracer.answer,
+            )
             for name, split in SPLITS.items()
         }
         kept[rule.name] = {name: counts for name, (_, counts) in found.items()}
@@ -83,7 +94,7 @@ def _tasks(
 
 
 def _bases(
-    stage: run.Stage, hsae: HierarchicalSAE, x: Tensor, flat: list[str], clusters: list[str], seed: int
+    stage: run.Stage, hsae: HierarchicalSAE, x: Tensor, flat: list[str], clusters: list[str], stream: Stream
 ) -> dict[str, Basis]:
     """All ways in which the stream is taken apart, but those that a task makes itself."""
     bases = causal.hsae_bases(hsae)
@@ -93,7 +104,7 @@ def _bases(
     for name in clusters:
         found = read_clusters(stage, name, x.device)
         bases[name] = causal.dictionary_basis(lambda x, found=found: found.reconstruct(x)[0], found.centers)
-    return {**bases, **rival_bases(x, seed)}
+    return {**bases, **rival_bases(x, stream)}
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from hsae import causal_effects, causal_plots
-from hsae.causal import Basis, Runs, Tracer, groups, hsae_bases, paths
+from hsae.causal import Basis, Runs, Tracer, attribution, exact, groups, hsae_bases, paths
 from hsae.causal_effects import (
     Bootstrap,
     CausalConfig,
@@ -35,8 +36,11 @@ from hsae.causal_nodes import (
     rival_bases,
 )
 from hsae.hierarchical import HierarchicalSAE
+from hsae.statistics import holm
+from hsae.streams import Stream
 from tests.test_causal import hsae, runs, task, tracer  # noqa: F401 (fixtures)
 
+STREAM = Stream(0, "test")
 CONFIG = CausalConfig(
     prompt_chars=6, pairs=8, min_pairs=2, ks=[1, 2, 4, 8], steps=2, exact=5, draws=2, distance=3, parents=2, children=2
 )
@@ -57,8 +61,8 @@ def test_a_p_value_counts_both_tails():
 
 def test_the_bootstrap_draws_clusters_not_pairs():
     own = dataclasses.replace(task(), ends=torch.tensor([0, 1, 2, 600, 601, 1200, 1201]))
-    bootstrap = Bootstrap(own, seed=0)
-    assert bootstrap.weights.shape == (2001, 7)
+    bootstrap = Bootstrap(own, STREAM)
+    assert bootstrap.weights.shape == (40_001, 7)
     assert (bootstrap.weights[0] == 1).all()
     assert (bootstrap.weights[:, 0] == bootstrap.weights[:, 2]).all()
     assert (bootstrap.weights[1:, [0, 3, 5]].sum(1) == 3).all(), "as many clusters as there are"
@@ -73,7 +77,7 @@ def test_the_bootstrap_draws_clusters_not_pairs():
 def test_intervals_cover_a_known_ratio():
     generator, covered = np.random.default_rng(0), 0
     own = dataclasses.replace(task(80, 6), ends=torch.arange(80) // 2 * 600)
-    bootstrap = Bootstrap(own, seed=0)
+    bootstrap = Bootstrap(own, STREAM)
     for _ in range(200):
         total = 2 + generator.normal(0, 0.5, 80)
         effect = 0.5 * total + generator.normal(0, 0.3, 40).repeat(2)
@@ -87,7 +91,7 @@ def test_all_coordinates_restore_everything(runs: Runs):  # noqa: F811
     chosen = choose(basis, runs, runs.gradient([0.5]))
     found = curve(chosen, runs, [1, 8, 99])
     assert found.ks == [1, 8]
-    sufficient, necessary = faithfulness(found, runs, Bootstrap(runs.task, 0))
+    sufficient, necessary = faithfulness(found, runs, Bootstrap(runs.task, STREAM))
     assert sufficient[0, 1] == pytest.approx(1, abs=1e-4)
     assert necessary[0, 1] == pytest.approx(1, abs=1e-4)
     assert abs(sufficient[0, 0] - 1) > 1e-3
@@ -110,14 +114,14 @@ def test_nodes_are_ranked_by_their_mean_attribution_and_one_that_is_more_is_name
 
 def test_rivals_are_orthonormal_and_the_components_are_ordered():
     x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 9.0)
-    bases = rival_bases(x, seed=0)
+    bases = rival_bases(x, STREAM)
     for basis in bases.values():
         torch.testing.assert_close(basis.directions @ basis.directions.T, torch.eye(8), atol=1e-5, rtol=0)
         torch.testing.assert_close(basis.encode(x) @ basis.directions, x, atol=1e-4, rtol=1e-4)
     spread = bases["PCA"].encode(x).std(0)
     assert (spread[:-1] >= spread[1:]).all()
     assert spread[0] == pytest.approx(8, rel=0.2)
-    assert torch.equal(bases[RANDOM].directions, rival_bases(x, seed=0)[RANDOM].directions)
+    assert torch.equal(bases[RANDOM].directions, rival_bases(x, STREAM)[RANDOM].directions)
 
 
 def test_where_all_pairs_differ_along_one_direction_their_mean_is_all(runs: Runs):  # noqa: F811
@@ -140,11 +144,11 @@ def test_matched_latents_are_as_active_as_those_that_they_stand_for():
     lively = liveliness(Basis(lambda x: x, torch.eye(60)), acts)
     torch.testing.assert_close(lively[:, 0].exp(), (acts != 0).double().mean(0))
     order = torch.tensor([40, 3, 41, 4, 5, *range(6, 40), *range(42, 60), 0, 1, 2])
-    drawn = matched(order, lively, 5, seed=0)
+    drawn = matched(order, lively, 5, STREAM)
     assert len({*drawn.tolist()} | {40, 3, 41, 4, 5}) == 10, "each once, and none that is matched itself"
     assert (rates[drawn] == rates[order[:5]]).all()
-    assert torch.equal(drawn, matched(order, lively, 5, seed=0))
-    assert not torch.equal(drawn, matched(order, lively, 5, seed=1))
+    assert torch.equal(drawn, matched(order, lively, 5, STREAM))
+    assert not torch.equal(drawn, matched(order, lively, 5, Stream(1, "test")))
 
 
 def test_random_latents_instead_of_the_first_k_are_drawn_for_every_k(runs: Runs):  # noqa: F811
@@ -152,15 +156,15 @@ def test_random_latents_instead_of_the_first_k_are_drawn_for_every_k(runs: Runs)
     basis = Basis(lambda x: x.repeat_interleave(2, -1), torch.eye(8).repeat_interleave(2, 0) / 2)
     x = torch.randn(200, 8, generator=generator)
     choice = choose(basis, runs, runs.gradient([0.5]))
-    found = matched_curve(choice, runs, x, [1, 2, 8, 9], range(3))
+    found = matched_curve(choice, runs, x, [1, 2, 8, 9], 3, STREAM)
     assert found.ks == [1, 2, 8], "of 16 latents 9 cannot be replaced by as many others"
     lively = liveliness(basis, x)
-    drawn = [Choice(basis, matched(choice.order, lively, 2, seed), choice.difference) for seed in range(3)]
-    expected = [curve(own, runs, [2]).restored[0] for own in drawn]
+    drawn = [matched(choice.order, lively, 2, STREAM.of(2, draw)) for draw in range(3)]
+    expected = [curve(Choice(basis, own, choice.difference), runs, [2]).restored[0] for own in drawn]
     np.testing.assert_allclose(found.restored[1], np.mean(expected, axis=0), atol=1e-6)
-    assert {*matched(choice.order, lively, 8, 0).tolist()} == {*choice.order[8:].tolist()}
+    assert {*matched(choice.order, lively, 8, STREAM).tolist()} == {*choice.order[8:].tolist()}
     with pytest.raises(ValueError, match=r"`n` must be at most half of the latents \(=16\); not 9"):
-        matched(choice.order, lively, 9, 0)
+        matched(choice.order, lively, 9, STREAM)
 
 
 def test_too_much_is_no_better_than_too_little_for_cmd():
@@ -170,7 +174,7 @@ def test_too_much_is_no_better_than_too_little_for_cmd():
     np.testing.assert_allclose(found["cmd"], [(0.75 + 0.5) / 2, (0.75 + 0.5) / 2])
 
 
-def test_methods_are_compared_task_by_task_and_adjusted_over_them():
+def test_methods_are_compared_task_by_task_and_all_that_is_read_together_is_one_family():
     generator = np.random.default_rng(0)
     noise = [np.append(0.0, generator.normal(0, 1, 1999)) for _ in range(3)]
     zero = {"cpr": np.zeros(2000), "cmd": np.ones(2000)}
@@ -182,30 +186,85 @@ def test_methods_are_compared_task_by_task_and_adjusted_over_them():
     assert {*result} == {"cpr", "cmd"}
     assert {*result["cpr"]} == {NEURONS, "level1", "level2"}
     own = result["cpr"][NEURONS]["level1"]
+    # Two measures, three references with two methods each, three tasks: the smallest p, four times, counts 36 times.
     assert own["x"]["p"] == pytest.approx(2 / 2000)
-    assert own["x"]["p_holm"] == pytest.approx(3 * 2 / 2000)
-    assert own["y"]["p_holm"] == pytest.approx(2 * own["y"]["p"])
+    assert own["x"]["p_holm"] == pytest.approx(36 * 2 / 2000)
+    assert own["y"]["p_holm"] == pytest.approx(min(32 * own["y"]["p"], 1))
     assert own["y"]["p"] < 0.05 < own["z"]["p"]
     assert result["cpr"]["level1"][NEURONS]["x"]["value"] == -5
     assert result["cpr"][NEURONS]["level2"]["x"]["p_holm"] == 1
     assert result["cmd"][NEURONS]["level1"]["x"]["p_holm"] == 1
+    rows = [
+        row for of_measure in result.values() for of_reference in of_measure.values()
+        for of_method in of_reference.values() for row in of_method.values()
+    ]  # fmt: skip
+    assert len(rows) == 36
+    np.testing.assert_allclose([row["p_holm"] for row in rows], holm(np.array([row["p"] for row in rows])))
+
+
+def test_the_bootstrap_has_draws_enough_for_the_family_that_is_published():
+    # Ten methods beside each of three references, two measures, seven tasks.
+    drawn = Bootstrap(task(), STREAM).weights[:, 0] * 0 + 1.0
+    assert 420 * two_sided(drawn) < 0.05
 
 
 def test_the_character_before_is_a_control_that_can_fail(runs: Runs):  # noqa: F811
-    found = character_before(runs, Bootstrap(runs.task, 0))
+    found = character_before(runs, Bootstrap(runs.task, STREAM))
+    assert found is not None
     other = runs.task.clean.clone()
     other[:, 1] = runs.task.corrupt[:, 2]
     odds = runs.task.metric(runs.tracer.model(other)[:, -1])
-    expected = (runs.m_clean - odds).sum() / (runs.m_clean - runs.m_corrupt).sum()
+    kept = runs.task.clean[:, 1] != runs.task.corrupt[:, 2]
+    assert kept.any()
+    expected = (runs.m_clean - odds)[kept].sum() / (runs.m_clean - runs.m_corrupt)[kept].sum()
     assert found["value"] == pytest.approx(float(expected), abs=1e-3)
     assert abs(found["value"]) > 0.01
+
+
+def test_pairs_without_a_character_before_or_with_that_very_one_have_no_part_in_the_control(runs: Runs):  # noqa: F811
+    own = runs.task
+    changed, clean, corrupt = own.changed.clone(), own.clean.clone(), own.corrupt.clone()
+    clean[:, 1] = corrupt[:, 1] = (corrupt[:, 2] + 1) % 5
+    changed[0] = 0
+    corrupt[0] = clean[0]
+    corrupt[0, 0] = (clean[0, 0] + 1) % 5
+    clean[1, 1] = corrupt[1, 1] = corrupt[1, 2]  # what would be put there is there
+    edited = dataclasses.replace(own, changed=changed, clean=clean, corrupt=corrupt)
+    whole = Runs.of(runs.tracer, edited)
+    other = clean[2:].clone()
+    other[:, 1] = corrupt[2:, 2]
+    odds = own.metric(runs.tracer.model(other)[:, -1])
+    expected = (whole.m_clean[2:] - odds).sum() / (whole.m_clean - whole.m_corrupt)[2:].sum()
+    bootstrap = Bootstrap(edited, STREAM)
+    found = character_before(whole, bootstrap)
+    assert found is not None
+    assert found["value"] == pytest.approx(float(expected), abs=1e-3)
+    assert np.isfinite(found["interval"]).all()
+    first = dataclasses.replace(whole, task=dataclasses.replace(edited, changed=torch.zeros_like(changed)))
+    assert character_before(first, bootstrap) is None
+
+
+def test_attribution_is_judged_on_test_over_nodes_that_discovery_names(tracer: Tracer, hsae: HierarchicalSAE):  # noqa: F811
+    pair = Pair(Runs.of(tracer, task(5)), Runs.of(tracer, task(9)))
+    basis = hsae_bases(hsae)["level1"]
+    nodes = (
+        attribution(pair.discovery.codes(basis), basis, pair.discovery.gradient([0.0])).mean(0).abs()
+        .argsort(descending=True, stable=True)[:6]
+    )  # fmt: skip
+    codes = pair.test.codes(basis)
+    effects = exact(pair.test, codes, basis, nodes).mean(1)
+    expected = {
+        name: spearmanr(effects, attribution(codes, basis, pair.test.gradient(shares)).mean(0)[nodes])[0]
+        for name, shares in {"attribution_patching": [0.0], "integrated_gradients": [0.25, 0.75]}.items()
+    }
+    assert causal_effects.agreement(basis, pair, 2, 6) == pytest.approx(expected)
 
 
 def test_children_are_chosen_on_discovery(tracer: Tracer, hsae: HierarchicalSAE):  # noqa: F811
     pair = Pair(Runs.of(tracer, task(5)), Runs.of(tracer, task(9)))
     bases = hsae_bases(hsae)
     choice = choose(bases["level2"], pair.discovery, pair.discovery.gradient([0.5]))
-    (row,) = path_effects(pair, hsae, choice, 1, 3, Bootstrap(pair.test.task, 0))
+    (row,) = path_effects(pair, hsae, choice, 1, 3, Bootstrap(pair.test.task, STREAM))
     heaviest = hsae.level2.W_dec[row["parent"]].topk(12).indices
     by_way = paths(pair.discovery, hsae, pair.discovery.codes(bases["level2"]), row["parent"], heaviest).mean(1)
     expected = heaviest[by_way.argsort(descending=True)[:3]]
@@ -219,8 +278,8 @@ def test_children_are_chosen_on_discovery(tracer: Tracer, hsae: HierarchicalSAE)
 def test_a_task_is_traced_in_full_and_the_same_again(tracer: Tracer, hsae: HierarchicalSAE):  # noqa: F811
     pair = Pair(Runs.of(tracer, task(6)), Runs.of(tracer, task(9)))
     x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
-    bases = {**hsae_bases(hsae), **rival_bases(x, 0)}
-    found = trace(pair, hsae, bases, x, CONFIG, seed=0)
+    bases = {**hsae_bases(hsae), **rival_bases(x, STREAM)}
+    found = trace(pair, hsae, bases, x, CONFIG, STREAM)
     own = found.metrics
     assert {*own["methods"]} == {"level1", "level2", NEURONS, "PCA", RANDOM, "difference of means", MATCHED}
     assert {*own["shares"]} == {"h2", "e1", "e0", "h1"}
@@ -237,9 +296,9 @@ def test_a_task_is_traced_in_full_and_the_same_again(tracer: Tracer, hsae: Hiera
     assert {*found.areas} == {*own["methods"]}
     assert {*own["agreement"]["level1"]} == {"attribution_patching", "integrated_gradients"}
     last = task(9, changed=5)
-    at_the_end = trace(Pair(pair.discovery, Runs.of(tracer, last)), hsae, bases, x, CONFIG, seed=0).metrics
+    at_the_end = trace(Pair(pair.discovery, Runs.of(tracer, last)), hsae, bases, x, CONFIG, STREAM).metrics
     assert at_the_end["map"] is None
-    assert trace(pair, hsae, bases, x, CONFIG, seed=0).metrics == own
+    assert trace(pair, hsae, bases, x, CONFIG, STREAM).metrics == own
     tasks = {"it": own, "another_one": own}
     titles = {"it", "another one"}
     shown = causal_plots.tracing_map({"it": own, "local": at_the_end}).axes
@@ -263,7 +322,7 @@ def test_without_a_task_there_is_nothing_to_test_and_the_figures_say_so():
 
 def test_shares_of_nothing_but_level_2_are_all_in_h2(runs: Runs):  # noqa: F811
     bases = {"level1": linear_basis(torch.eye(8)), "level2": linear_basis(torch.eye(8))}
-    found = causal_effects.shares(runs, groups(runs, bases), Bootstrap(runs.task, 0))
+    found = causal_effects.shares(runs, groups(runs, bases), Bootstrap(runs.task, STREAM))
     assert found["h2"]["share"]["value"] == pytest.approx(1, abs=1e-4)
     for error in ("e0", "e1"):
         assert found[error]["share"]["value"] == pytest.approx(0, abs=1e-4)

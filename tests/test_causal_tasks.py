@@ -3,8 +3,12 @@ import pytest
 import torch
 
 from hsae import causal_tasks
-from hsae.causal_tasks import Kept, Rule, draw, keep, report, rules
+from hsae.causal_tasks import Kept, Rule, draw, keep, report, rules, samples
 from hsae.labels import MARKUP
+from hsae.samples import Record, shared
+from hsae.streams import Stream
+
+STREAM = Stream(0, "test")
 
 PLAY = (
     "A play of much.\n\nHAMLET:\nWhat news? Quite, good. And so, my quill, we [Exit GHOST] quit.\n\n"
@@ -106,7 +110,7 @@ def test_what_ends_wiki_markup_follows_unless_its_first_character_is_a_blank():
 
 def test_pairs_of_wiki_text_differ_in_the_character_that_opens():
     found, tokens, alphabet = by_name(WIKI)
-    task = draw(found["link_end"], tokens, (0, len(tokens)), 12, seed=0)
+    task = draw(found["link_end"], tokens, (0, len(tokens)), 12, STREAM)
     records = {record["prompt"]: record for record in task.records(alphabet)}
     assert set(records) == {" [[cat|Cats]", "|the [[Nile]"}
     for prompt, record in records.items():
@@ -145,7 +149,7 @@ def test_only_the_training_split_says_what_follows():
 
 def test_prompts_lie_within_their_split_and_differ_in_one_character(play):
     found, tokens, alphabet = play
-    task = draw(found["sentence_case"], tokens, (10, 60), 12, seed=0)
+    task = draw(found["sentence_case"], tokens, (10, 60), 12, STREAM)
     assert len(task) == 2
     assert task.clean.shape == task.corrupt.shape == (2, 12)
     for clean, corrupt, position, end in zip(task.clean, task.corrupt, task.changed, task.ends, strict=True):
@@ -153,14 +157,16 @@ def test_prompts_lie_within_their_split_and_differ_in_one_character(play):
         assert (clean != corrupt).nonzero().flatten().tolist() == [int(position)]
         assert end - 11 >= 10
         assert end < 60
-    assert len(draw(found["bracket_square"], tokens, (0, len(tokens)), 5, seed=0)) == 0, "its bracket is not in it"
-    again = draw(found["sentence_case"], tokens, (10, 60), 12, seed=0)
+    assert len(draw(found["bracket_square"], tokens, (0, len(tokens)), 5, STREAM)) == 0, "its bracket is not in it"
+    again = draw(found["sentence_case"], tokens, (10, 60), 12, STREAM)
     assert torch.equal(task.clean, again.clean)
+    places = {int(end) - i for end in task.ends for i in range(12)}
+    assert {*task.places.tolist()} == places
 
 
 def test_records_say_where_a_pair_comes_from(play):
     found, tokens, alphabet = play
-    for record in draw(found["speaker_colon"], tokens, (0, len(tokens)), 14, seed=0).records(alphabet):
+    for record in draw(found["speaker_colon"], tokens, (0, len(tokens)), 14, STREAM).records(alphabet):
         assert PLAY[record["offset"] : record["offset"] + 14] == record["prompt"]
         assert record["prompt"][record["position"]] == "\n"
         assert record["replacement"] == " "
@@ -168,7 +174,7 @@ def test_records_say_where_a_pair_comes_from(play):
 
 def test_the_file_of_tasks_names_the_characters_that_should_follow(play):
     found, tokens, alphabet = play
-    task = draw(found["sentence_case"], tokens, (0, len(tokens)), 12, seed=0)
+    task = draw(found["sentence_case"], tokens, (0, len(tokens)), 12, STREAM)
     content = causal_tasks.records({"sentence_case": {"discovery": task, "test": task}}, alphabet)["sentence_case"]
     assert content["targets"] == [c for c in alphabet if c.isupper()]
     assert content["test"] == content["discovery"] == task.records(alphabet)
@@ -176,8 +182,30 @@ def test_the_file_of_tasks_names_the_characters_that_should_follow(play):
 
 def test_pairs_from_one_piece_of_the_corpus_are_one_cluster(play):
     found, tokens, _ = play
-    task = draw(found["sentence_case"], tokens, (0, len(tokens)), 12, seed=0)
+    task = draw(found["sentence_case"], tokens, (0, len(tokens)), 12, STREAM)
     assert task.clusters.tolist() == [0] * len(task)
+
+
+def test_nodes_are_chosen_and_measured_on_characters_that_no_two_prompts_share(play):
+    found, tokens, _ = play
+    splits = {"discovery": "val", "test": "test"}
+
+    def records(*bounds: tuple[int, int]) -> list[Record]:
+        own = {
+            split: draw(found["sentence_case"], tokens, bound, 12, STREAM.of(split))
+            for split, bound in zip(splits, bounds, strict=True)
+        }
+        assert all(map(len, own.values()))
+        return samples({"sentence_case": own}, splits, np.array([7]), STREAM)
+
+    chosen, scored = records((0, 50), (50, len(tokens)))
+    assert (chosen["split"], scored["split"]) == ("val", "test")
+    assert chosen["runs"][0][0] == 7, "the latents' tokens too"
+    assert chosen["runs"][-1][1] < 50 <= scored["runs"][0][0]
+    assert shared([chosen, scored]) == []
+    one_split = [{**row, "split": "test"} for row in records((0, 60), (0, len(tokens)))]
+    assert shared(one_split) == ["nodes"]
+    assert samples({}, splits, np.array([], dtype=int), STREAM) == []
 
 
 def test_pairs_are_kept_where_the_model_is_right_and_the_others_are_counted(play):
@@ -194,10 +222,10 @@ def test_pairs_are_kept_where_the_model_is_right_and_the_others_are_counted(play
             logits[i, upper if question or mark == "." else lower] = 9.0
         return logits
 
-    task, kept = keep(rule, tokens, (0, len(tokens)), 12, 10, 0, model)
+    task, kept = keep(rule, tokens, (0, len(tokens)), 12, 10, STREAM, model)
     assert kept == Kept(found=5, asked=5, clean_wrong=1, corrupt_wrong=1, surplus=0, kept=3)
     assert len(task) == 3
-    task, kept = keep(rule, tokens, (0, len(tokens)), 12, 2, 0, model)
+    task, kept = keep(rule, tokens, (0, len(tokens)), 12, 2, STREAM, model)
     assert len(task) == kept.kept == 2
     assert kept.asked == kept.kept + kept.surplus + kept.clean_wrong + kept.corrupt_wrong
     assert report({"a": {"test": kept}})["a"]["test"]["kept"] == 2
@@ -205,7 +233,7 @@ def test_pairs_are_kept_where_the_model_is_right_and_the_others_are_counted(play
 
 def test_log_odds_of_two_classes(play):
     found, tokens, alphabet = play
-    task = draw(found["speaker_colon"], tokens, (0, len(tokens)), 14, seed=0)
+    task = draw(found["speaker_colon"], tokens, (0, len(tokens)), 14, STREAM)
     logits = torch.randn(3, len(alphabet), generator=torch.Generator().manual_seed(0))
     p = logits.softmax(-1)[:, alphabet.index(":")]
     torch.testing.assert_close(task.metric(logits), (p / (1 - p)).log())

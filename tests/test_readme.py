@@ -109,6 +109,26 @@ def test_every_module_has_its_line_and_every_picture_exists():
         assert (ROOT / picture).is_file(), picture
 
 
+def test_the_table_of_the_hierarchy_says_where_no_control_differs():
+    information = {
+        "levels": {
+            "parents_with_child": 1.0, "u_children": 0.1, "u_others": 0.01, "weight_correlation_children": 0.5,
+            "weight_correlation": 0.1,
+        },
+        "conditional_entropy": {"8": {"median": 0.5}},
+    }  # fmt: skip
+    tree = {"p_parent_given_child_decoder": 0.8, "p_parent_given_child_null_decoder": 0.1}
+    names = ("level2_by_coactivation", "flat_by_coactivation", "level2_by_decoder", "flat_by_decoder")
+    clusters = {"taxonomy": {name: {"current_character": 0.2} for name in names}}
+
+    def row(*shares: float) -> str:
+        controls = [{"information": {"parents_with_child": share}} for share in shares]
+        return readme.hierarchy({"hierarchy": tree}, information, clusters, *controls).splitlines()[3]
+
+    assert row(1.0, 1.0) == "| parents with a child that tells of them | 100.0% | 100.0% in every control |"
+    assert row(1.0, 0.97) == "| parents with a child that tells of them | 100.0% | 97.0% or more in the controls |"
+
+
 def test_the_table_of_causal_tracing_marks_what_differs_from_neurons():
     def value(x: float) -> dict[str, float]:
         return {"value": x}
@@ -135,3 +155,5 @@ def test_the_table_of_causal_tracing_marks_what_differs_from_neurons():
         "| word end | 56 of 70 | 5.2 | 0.06 | 0.80 / 0.20 | 0.90* / 0.10* | 0.70* / 0.30 | 0.81 / 0.19 | 1.00 / 0.00"
         " | 0.12 / -0.12 | 0.50 (10 of 40) |"
     )
+    found["character_before"] = None
+    assert readme.causal(result).splitlines()[2] == row.replace("| 0.06 |", "|  |")

@@ -8,8 +8,10 @@ from hsae import causal_plots, steering
 from hsae.activations import Store
 from hsae.gpt import GPT
 from hsae.steering import Response, SteeringConfig, frame, gain_at, responses, summarize
+from hsae.streams import Stream
 from tests.conftest import LAYER
 
+STREAM = Stream(0, "test")
 CONFIG = SteeringConfig(contexts=10, doses=[0.1, 0.5, 2.0], random=3, damage=0.1)
 
 
@@ -67,7 +69,7 @@ def response(gain: float, damage: float) -> Response:
 
 def test_directions_are_ranked_among_random_ones_at_equal_damage():
     chance = [response(1.0, 1.0), response(2.0, 1.0), response(9.0, 1e-3)]  # the last never does so much damage
-    found = summarize({"level1": response(3.0, 2.0), "level2": response(4.0, 1.0)}, chance, 0, CONFIG, seed=0)
+    found = summarize({"level1": response(3.0, 2.0), "level2": response(4.0, 1.0)}, chance, 0, CONFIG, STREAM)
     assert found["random"] == {"n": 2, "mean": pytest.approx(0.15)}
     own = found["level1"]
     assert own["gain_at_damage"] == pytest.approx(0.15)
@@ -78,7 +80,7 @@ def test_directions_are_ranked_among_random_ones_at_equal_damage():
     assert own["damage"] == pytest.approx([0.2, 1.0, 4.0])
     assert found["difference"]["value"] == pytest.approx(0.25)
     assert found["difference"]["interval"] == pytest.approx([0.25, 0.25])
-    weak = summarize({"level1": response(9.0, 1e-3), "level2": response(1.0, 1.0)}, chance, 0, CONFIG, seed=0)
+    weak = summarize({"level1": response(9.0, 1e-3), "level2": response(1.0, 1.0)}, chance, 0, CONFIG, STREAM)
     assert [weak["level1"][key] for key in ("gain_at_damage", "interval", "p")] == [None] * 3
     assert [weak["difference"][key] for key in ("value", "interval")] == [None] * 2
 
