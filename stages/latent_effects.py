@@ -8,6 +8,7 @@ from hsae import causal, feature_plots, latent_effects, run
 from hsae.dictionary import DictionaryConfig
 from hsae.files import write_csv, write_figure, write_json
 from hsae.latent_effects import EffectsConfig
+from hsae.samples import record
 from stages.files import read_store
 from stages.raised import write_raised
 from stages.trained import read_hsae
@@ -18,16 +19,22 @@ def main() -> None:
     """Run the stage."""
     with run.stage("latent_effects") as stage:
         device = stage.device()
-        config, seed = stage.params(EffectsConfig, "latent_effects"), stage.params(DictionaryConfig).seed
+        config = stage.params(EffectsConfig, "latent_effects")
+        stream = stage.params(DictionaryConfig).stream("latent_effects")
         model = read_transformer(stage, device)
-        store = read_store(stage, "test", device)
+        val, test = (read_store(stage, split, device) for split in ("val", "test"))
         tables, raised = [], {}
         for name, basis in causal.hsae_bases(read_hsae(stage, device)).items():
-            found = latent_effects.effects(model, store, basis, config, name, seed)
-            tables.append(found.table.assign(level=int(name.removeprefix("level"))))
-            raised[name] = found.raised
+            found, raised[name] = latent_effects.chosen_and_scored(model, val, test, basis, config, name, stream)
+            tables.append(found.assign(level=int(name.removeprefix("level"))))
         table = pd.concat(tables, ignore_index=True)
-        write_json(Path("metrics/latent_effects.json"), latent_effects.summarize(table))
+        what, kept = "effects, and tokens that are raised most", config.contexts * test.context
+        samples = [
+            record(what, "chosen", "val", val.activations.offsets[:kept].numpy(), stream.of("chosen on")),
+            record(what, "scored", "test", test.activations.offsets[:kept].numpy(), stream.of("scored on")),
+        ]
+        summary = latent_effects.summarize(table, stream.of("latents drawn anew"))
+        write_json(Path("metrics/latent_effects.json"), {**summary, "samples": samples})
         write_csv(Path("plots/latent_effects.csv"), table)
         write_raised(raised)
         write_figure(Path("plots/latent_effects.png"), feature_plots.latent_effects(table))

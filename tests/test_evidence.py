@@ -23,7 +23,10 @@ def evidence() -> Evidence:
             {"level": [1, 1, 2], "latent": [0, 1, 0], "cosine": [0.9, 0.3, 0.5], "null": [0.0, 1.0, 0.5]}
         ),
         effects=pd.DataFrame(
-            {"level": [1, 2], "latent": [1, 0], "tokens": [5, 7], "kl": [0.5, 0.25], "kl_null": [0.125, 0.5]}
+            {
+                "level": [1, 2], "latent": [1, 0], "tokens": [5, 7], "kl": [0.5, 0.25], "kl_null": [0.125, 0.5],
+                "kl_choice": [0.75, 0.25], "kl_null_choice": [0.25, 0.5],
+            }
         ),
         causal={"q_u": {"latents": {"level1": [], "level2": found}}, "untraced": {}},
     )  # fmt: skip
@@ -37,6 +40,7 @@ def test_a_row_for_every_latent_with_nan_where_nothing_is_known(evidence: Eviden
     assert table["cosine"][:2].tolist() == [0.9, 0.3]
     assert table["cosine_null"].tolist() == [0.95] * 3
     np.testing.assert_array_equal(table["kl"], [np.nan, 0.5, np.nan])
+    np.testing.assert_array_equal(table["kl_choice"], [np.nan, 0.75, np.nan])
     assert evidence.latents(2, 2)["rule"].tolist()[1] == '["x"]'
 
 
