@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from hsae.case_studies import ALIKE, CRITERIA, summarize, visible
+from hsae.case_studies import ALIKE, CRITERIA, Material, summarize, visible
 
 
 def inert(text: str) -> str:
@@ -16,14 +15,14 @@ def inert(text: str) -> str:
     return f"<code>{''.join(characters)}</code>"
 
 
-def markdown(found: pd.DataFrame, cases: list[dict[str, Any]], **content: Any) -> str:
+def markdown(material: Material, cases: list[dict[str, Any]], **content: Any) -> str:
     """The case studies as Markdown (templates/case_studies.md), the last case as that which fails."""
     environment = Environment(
         loader=PackageLoader("hsae"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     environment.filters["inert"] = inert
     template = environment.get_template("case_studies.md")
-    counts = summarize(found, cases)
+    counts = summarize(material, cases)
     return template.render(criteria=CRITERIA, alike=ALIKE, counts=counts, cases=cases, **content).rstrip() + "\n"
 
 

@@ -1,7 +1,9 @@
 """Case studies of level-2 latents: which ones, by criteria stated beforehand, and the evidence for and against each.
 
 Everything follows from the run's own data, so that another run gives its own cases. A case that fails is always among
-them: a selection of successes shows nothing (Makelov et al. 2024 and others on interpretability illusions).
+them: a selection of successes shows nothing (Makelov et al. 2024 and others on interpretability illusions). Latents are
+chosen by numbers of one text, and all that is shown of them are numbers of another: else the best of many would be
+flattered. Whether another seed finds them again has no part in the choice, as there is one other seed alone to tell.
 """
 
 import json
@@ -13,27 +15,30 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.sparse import csc_array, csr_array
 
+from hsae.coactivation import activity
 from hsae.config import check, check_positive
 from hsae.evidence import Evidence
-from hsae.latent_effects import strongest
+from hsae.latent_effects import Raised, strongest
 from hsae.snippets import apart, begin
 from hsae.stability import RECURS
+from hsae.streams import Stream
 
+TOGETHER = "active with it in half of their tokens or more, and at least twice as often as by chance"
 CRITERIA = {
     "strong": "in the upper half of level-2 latents by their share of all level-2 activation",
-    "stable": f"found again by another seed: a cosine of at least {RECURS}, and above 95% of random directions",
     "causal": "removing it changes the next character at least four times as much as a random direction does (KL)",
-    "hierarchical": "at least two children that tell of it (FDR), active together with it in half of their tokens",
+    "hierarchical": f"at least two children that are {TOGETHER}",
 }
 CAUSAL_RATIO = 4.0
 GOOD_F1 = 0.5
 DENSE = 0.2
 MIN_CHILDREN = 2
-MIN_P_PARENT = 0.5
+MIN_P_PARENT, MIN_LIFT = 0.5, 2.0
+MIN_TOKENS = 20  # on which a child is active
 ALIKE = 0.7  # cosine of decoder directions above which two latents are not both shown
 
 
@@ -61,31 +66,70 @@ class CaseConfig:
 
 
 @dataclass(frozen=True)
-class Material:
-    """What cases are made of: what is known of all level-2 latents, their activations on a text, and its tokens.
+class LevelActs:
+    """Activations of both levels on a part of the text."""
 
-    evidence: tables of the other stages. acts: (token, latent). raised: nats by which each latent raises next
-    character of `vocabulary`. fdr: at which a child tells of its parent.
+    h1: csc_array  # (token, child)
+    h2: csc_array  # (token, parent)
+
+    @property
+    def mass(self) -> Float[ndarray, " parent"]:
+        """Summed activation of each level-2 latent."""
+        return np.asarray(self.h2.sum(0), dtype=float).ravel()
+
+    @property
+    def density(self) -> Float[ndarray, " parent"]:
+        """The share of tokens on which each level-2 latent is active."""
+        return np.diff(self.h2.indptr) / self.h2.shape[0]  # pyright: ignore[reportOptionalSubscript]
+
+    def families(self, weight: Float[ndarray, "parent child"]) -> Bool[ndarray, "parent child"]:
+        """Children, of positive decoder weight, that are TOGETHER with a parent here, and active on enough tokens."""
+        on1, on2 = (activity(csr_array(acts)) for acts in (self.h1, self.h2))
+        n_child = np.asarray(on1.sum(0)).ravel()
+        p = (on2.T @ on1).toarray() / np.maximum(n_child, 1)
+        least = np.maximum(MIN_P_PARENT, MIN_LIFT * self.density[:, None])
+        return (weight > 0) & (n_child >= MIN_TOKENS) & (p >= least)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What cases are made of: what is known of level-2 latents, on the text that chooses and on that which is shown.
+
+    evidence: tables of the other stages. weight: of the level-2 decoder. text: the tokens of `shown`. raised: next
+    tokens of `vocabulary` that each latent raises and lowers most.
     """
 
     evidence: Evidence
-    acts: csc_array
+    choice: LevelActs
+    shown: LevelActs
+    weight: Float[ndarray, "parent child"]
     text: Sequence[str]
-    raised: csr_array  # (latent, vocab)
+    raised: Raised
     vocabulary: Sequence[str]
-    fdr: float
 
     @cached_property
     def latents(self) -> pd.DataFrame:
-        """`Evidence.latents` of level 2, and density: the share of tokens on which a latent is active."""
-        density = np.diff(self.acts.indptr) / len(self.text)
-        return self.evidence.latents(2, len(density)).assign(density=density)
+        """`Evidence.latents` of level 2, and density: the share of shown tokens on which a latent is active."""
+        return self.evidence.latents(2, len(self.weight)).assign(density=self.shown.density)
+
+    @cached_property
+    def chosen(self) -> pd.DataFrame:
+        """`criteria` of all latents on the text that chooses."""
+        return criteria(self._ratio("kl_choice", "kl_null_choice"), self._families.sum(1), self.choice.mass)
 
     @cached_property
     def found(self) -> pd.DataFrame:
-        """`criteria` of all latents."""
-        mass = np.asarray(self.acts.sum(0), dtype=float).ravel()
-        return criteria(self.latents, self.evidence.children, mass, self.fdr)
+        """`criteria` of all latents on the text that is shown, for the children that the other text has chosen."""
+        children = (self._families & self.shown.families(self.weight)).sum(1)
+        return criteria(self._ratio("kl", "kl_null"), children, self.shown.mass)
+
+    def _ratio(self, *columns: str) -> Float[ndarray, " latent"]:
+        kl, null = (self.latents[column].to_numpy(float) for column in columns)
+        return kl / np.where(null > 0, null, np.nan)
+
+    @cached_property
+    def _families(self) -> Bool[ndarray, "parent child"]:
+        return self.choice.families(self.weight)
 
     def children(self, latent: int, n: int) -> pd.DataFrame:
         """The first rows of `Evidence.children` of a latent, each with its rule: a list of n-grams."""
@@ -95,28 +139,29 @@ class Material:
         return own.assign(rule=[_rule(known[child]) for child in children])
 
 
-def criteria(table: pd.DataFrame, children: pd.DataFrame, mass: Float[ndarray, " latent"], fdr: float) -> pd.DataFrame:
+def criteria(
+    ratio: Float[ndarray, " latent"],
+    children: Int[ndarray, " latent"],
+    mass: Float[ndarray, " latent"],
+) -> pd.DataFrame:
     """A row per level-2 latent: which of CRITERIA it meets (bool), met (how many), and rank (its mean percentile).
 
-    `table`: `Evidence.latents(2, ...)`; `children`: `Evidence.children`; `mass`: summed activation. What is not known
-    of a latent counts against it.
+    `ratio`: of the KL of its removal to that of a random direction's; `children`: how many are TOGETHER with it;
+    `mass`: summed activation. What is not known of a latent counts against it.
     """
-    tells = (children["q"] <= fdr) & (children["p_parent_given_child"] >= MIN_P_PARENT)
-    telling = children[tells].groupby("parent").size()
-    n_children = telling.reindex(table.index, fill_value=0)
-    share = pd.Series(mass / (mass.sum() or 1.0), index=table.index)
-    ratio = table["kl"] / table["kl_null"].where(table["kl_null"] > 0)
+    numbers = pd.DataFrame(
+        {"share": mass / (mass.sum() or 1.0), "ratio": ratio, "children": children},
+        pd.RangeIndex(len(mass), name="latent"),
+    )
     found = pd.DataFrame(
         {
-            "strong": share >= share.median(),
-            "stable": table["cosine"] >= np.maximum(RECURS, table["cosine_null"]),
-            "causal": ratio >= CAUSAL_RATIO,
-            "hierarchical": n_children >= MIN_CHILDREN,
+            "strong": numbers["share"] >= numbers["share"].median(),
+            "causal": numbers["ratio"] >= CAUSAL_RATIO,
+            "hierarchical": numbers["children"] >= MIN_CHILDREN,
         }
     )
-    percentiles = [values.rank(pct=True).fillna(0) for values in (share, table["cosine"], ratio, n_children)]
-    numbers = {"share": share, "ratio": ratio, "telling_children": n_children}
-    return found.assign(met=found.sum(axis=1), rank=sum(percentiles) / len(percentiles), **numbers)
+    rank = numbers.rank(pct=True).fillna(0).mean(axis=1)
+    return found.assign(met=found.sum(axis=1), rank=rank).join(numbers)
 
 
 def select(found: pd.DataFrame, directions: Float[ndarray, "latent d_in"], n: int) -> list[int]:
@@ -135,21 +180,23 @@ def select(found: pd.DataFrame, directions: Float[ndarray, "latent d_in"], n: in
     return [*chosen, *rest.index[:1].tolist()]
 
 
-def case(material: Material, latent: int, config: CaseConfig, seed: int) -> dict[str, Any]:
-    """All that the page says of one latent, but for its figure and its steering sample."""
-    row, found = (frame.to_dict("index")[latent] for frame in (material.latents, material.found))
+def case(material: Material, latent: int, config: CaseConfig, stream: Stream) -> dict[str, Any]:
+    """All that the page says of one latent, but for its figure and its steering sample. `stream` draws examples."""
+    frames = (material.latents, material.chosen, material.found)
+    row, chosen, found = (frame.to_dict("index")[latent] for frame in frames)
     rule = _rule(row)
-    acts = material.acts[:, [latent]].toarray().ravel()
+    acts = material.shown.h2[:, [latent]].toarray().ravel()
     tasks = material.evidence.causal_shares().query("level == 2 and latent == @latent")
     return {
         "latent": latent,
         "density": row["density"],
         "share": found["share"],
         "met": found["met"],
+        "met_choice": chosen["met"],
         "rule": rule,
-        "evidence": evidence(row, found, tasks, float(np.median(material.latents["density"]))),
+        "evidence": evidence(row, found, chosen["children"], tasks, float(np.median(material.latents["density"]))),
         "children": material.children(latent, config.children).to_dict("records"),
-        "examples": examples(acts, fires(material.text, rule), material.text, config, seed),
+        "examples": examples(acts, fires(material.text, rule), material.text, config, stream.of(latent)),
     }
 
 
@@ -162,7 +209,7 @@ def frames(material: Material, latent: int, config: CaseConfig) -> tuple[pd.Data
         "activation": material.found["share"],
         "found again (cosine)": material.latents["cosine"],
         "effect (KL, over random)": material.found["ratio"],
-        "children that tell": material.found["telling_children"],
+        "children active with it": material.found["children"],
         "rule's F1 (proxy)": material.latents["proxy_f1"],
     }
     standing = [(name, 100 * values.rank(pct=True)[latent]) for name, values in measures.items()]
@@ -187,19 +234,18 @@ def examples(
     predicted: Bool[ndarray, " token"],
     text: Sequence[str],
     config: CaseConfig,
-    seed: int,
+    stream: Stream,
 ) -> dict[str, list[str]]:
     """Snippets in which characters with activity stand between ⟦ and ⟧.
 
     strongest: the largest activations. missed: drawn among tokens on which the latent is active and the rule says it is
     not. silent: drawn among those where the rule fires and the latent does not.
     """
-    rng = np.random.default_rng(seed)
     on = acts > 0
     orders = {
         "strongest": np.argsort(-acts, kind="stable")[: int(on.sum())],
-        "missed": rng.permutation(np.flatnonzero(on & ~predicted)),
-        "silent": rng.permutation(np.flatnonzero(predicted & ~on)),
+        "missed": stream.of("missed").numpy().permutation(np.flatnonzero(on & ~predicted)),
+        "silent": stream.of("silent").numpy().permutation(np.flatnonzero(predicted & ~on)),
     }
     return {
         name: [_marked(text, on, token, config) for token in apart(order, config.snippets, config.snippet_chars)]
@@ -208,18 +254,18 @@ def examples(
 
 
 def evidence(
-    row: dict[str, Any], found: dict[str, Any], tasks: pd.DataFrame, density: float
+    row: dict[str, Any], found: dict[str, Any], children: int, tasks: pd.DataFrame, density: float
 ) -> list[tuple[str, str, str]]:
     """What speaks for and against a latent: (verdict, what was asked, what was found).
 
-    `row`: of `Material.latents`; `found`: of `criteria`; `tasks`: its rows of `Evidence.causal_shares`; `density`: the
-    median of its level.
+    `row`: of `Material.latents`; `found`: of `Material.found`; `children`: how many the other text has chosen; `tasks`:
+    its rows of `Evidence.causal_shares`; `density`: the median of its level.
     """
     rows = [
         _judged(
             "another seed finds it again",
             row["cosine"],
-            found["stable"],
+            row["cosine"] >= max(RECURS, row["cosine_null"]),
             "cosine {:.2f} with its match; 95% of random directions reach at most {:.2f}",
             row["cosine"],
             row["cosine_null"],
@@ -235,10 +281,11 @@ def evidence(
         ),
         _judged(
             "it is a parent",
-            found["telling_children"],
+            found["children"],
             found["hierarchical"],
-            "{} children tell of it and are active with it in half of their tokens or more",
-            found["telling_children"],
+            f"{{}} of its {{}} children that other text has chosen are {TOGETHER}",
+            found["children"],
+            children,
         ),
         _judged(
             "a short rule describes it (a proxy)",
@@ -278,17 +325,20 @@ def visible(text: str) -> str:
     return "".join(signs.get(c, c if c.isprintable() else "�") for c in text)
 
 
-def summarize(found: pd.DataFrame, cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many level-2 latents meet each criterion, and which were chosen; the last one is that which fails."""
-    counts = {name: int(np.sum(found[name])) for name in CRITERIA}
-    met_all = int(np.sum(found["met"] == len(CRITERIA)))
-    keys = ("latent", "met", "density", "share")
+def summarize(material: Material, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many level-2 latents meet each criterion on either text, and the cases; the last one is that which fails."""
+    keys = ("latent", "met_choice", "met", "density", "share")
     return {
-        "latents": len(found),
-        **counts,
-        "all": met_all,
+        "latents": len(material.latents),
+        "chosen": _counts(material.chosen),
+        "scored": _counts(material.found),
         "cases": [{key: case[key] for key in keys} for case in cases],
     }
+
+
+def _counts(found: pd.DataFrame) -> dict[str, int]:
+    counts = {name: int(np.sum(found[name])) for name in CRITERIA}
+    return {**counts, "all": int(np.sum(found["met"] == len(CRITERIA)))}
 
 
 def _judged(question: str, value: float, good: bool, found: str, *numbers: float) -> tuple[str, str, str]:

@@ -6,11 +6,13 @@ import torch
 from scipy.sparse import csc_array
 
 from hsae import case_page, case_studies, causal, feature_plots, run, steering
-from hsae.case_studies import CaseConfig, Material
+from hsae.activations import Store
+from hsae.case_studies import CaseConfig, LevelActs, Material
 from hsae.coactivation import sparse_acts
 from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_figure, write_json, write_text
-from hsae.shared_information import InformationConfig
+from hsae.hierarchical import HierarchicalSAE
+from hsae.samples import record
 from stages.evidence import read_evidence
 from stages.files import read_store
 from stages.raised import read_raised
@@ -18,51 +20,61 @@ from stages.trained import read_hsae
 from stages.transformer import read_transformer
 
 FOLDER = Path("case_studies")
+SPLITS = ("val", "test")
 
 
 def main() -> None:
     """Run the stage."""
     with run.stage("case_studies") as stage:
         device = stage.device()
-        config, seed = stage.params(CaseConfig, "case_studies"), stage.params(DictionaryConfig).seed
-        fdr = stage.params(InformationConfig, "mutual_information").fdr
-        model = read_transformer(stage, device)
-        basis, store = causal.hsae_bases(read_hsae(stage, device))["level2"], read_store(stage, "test", device)
+        config = stage.params(CaseConfig, "case_studies")
+        stream = stage.params(DictionaryConfig).stream("case_studies")
+        model, hsae = read_transformer(stage, device), read_hsae(stage, device)
+        basis, val, store = causal.hsae_bases(hsae)["level2"], *(read_store(stage, name, device) for name in SPLITS)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"][store.activations.offsets.long()]
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         raised = read_raised(stage, 2)
         corpus = read_json(stage.input("data/corpus.json"))["name"]
-        acts = csc_array(sparse_acts(basis.encode, store.batches()))
         text = [vocabulary[token] for token in tokens.tolist()]
-        material = Material(read_evidence(stage), acts, text, raised, vocabulary, fdr)
+        weight = hsae.level2.W_dec.detach().double().cpu().numpy()
+        material = Material(
+            read_evidence(stage), _acts(hsae, val), _acts(hsae, store), weight, text, raised, vocabulary
+        )
 
-        latents = case_studies.select(material.found, basis.directions.double().cpu().numpy(), config.cases)
+        latents = case_studies.select(material.chosen, basis.directions.double().cpu().numpy(), config.cases)
         prompt = tokens[: config.prompt_chars].long().to(device)
-        peaks = acts.max(0).toarray().ravel()[latents]
+        peaks = material.shown.h2.max(0).toarray().ravel()[latents]
         added = config.dose * torch.from_numpy(peaks).to(basis.directions)[:, None] * basis.directions[latents]
         ways = torch.cat([added.new_zeros(1, store.d_in), added * store.normalizer.scale])
-        generator = torch.Generator().manual_seed(seed)
-        samples = steering.sample(model, store.layer, prompt, ways, config.sample_chars, generator)
+        samples = steering.sample(model, store.layer, prompt, ways, config.sample_chars, stream.of("continuations"))
         plain, *steered = [
             case_studies.visible("".join(vocabulary[token] for token in sample)) for sample in samples.tolist()
         ]
         cases = []
         for place, (latent, sample) in enumerate(zip(latents, steered, strict=True), 1):
             write_figure(FOLDER / f"{place}.png", feature_plots.case(*case_studies.frames(material, latent, config)))
-            cases.append(
-                {**case_studies.case(material, latent, config, seed), "figure": f"{place}.png", "steered": sample}
-            )
+            found = case_studies.case(material, latent, config, stream.of("examples"))
+            cases.append({**found, "figure": f"{place}.png", "steered": sample})
         page = case_page.markdown(
             corpus=corpus,
-            found=material.found,
+            material=material,
             cases=cases,
             prompt="".join(vocabulary[token] for token in prompt.tolist()),
             plain=plain,
             dose=config.dose,
         )
-        write_json(Path("metrics/case_studies.json"), case_studies.summarize(material.found, cases))
+        chosen, scored = (own.activations.offsets.numpy() for own in (val, store))
+        samples = [record("cases", "chosen", "val", chosen), record("cases", "scored", "test", scored)]
+        write_json(Path("metrics/case_studies.json"), {**case_studies.summarize(material, cases), "samples": samples})
         write_text(FOLDER / "README.md", page)
         write_text(FOLDER / "index.html", case_page.page(page))
+
+
+def _acts(hsae: HierarchicalSAE, store: Store) -> LevelActs:
+    """What both levels do on a split."""
+    return LevelActs(
+        *(csc_array(sparse_acts(basis.encode, store.batches())) for basis in causal.hsae_bases(hsae).values())
+    )
 
 
 if __name__ == "__main__":
