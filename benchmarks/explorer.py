@@ -18,8 +18,10 @@ from benchmarks.training import machine
 from hsae import explorer
 from hsae.config import load
 from hsae.evidence import Evidence
-from hsae.explorer import ExplorerConfig
+from hsae.explorer import ExplorerConfig, TextActs
 from hsae.files import write_json
+from hsae.latent_effects import Raised
+from hsae.streams import Stream
 from tests.browser import chromium
 
 SIZES = {1: 8000, 2: 2000}
@@ -52,21 +54,29 @@ def large(config: ExplorerConfig) -> str:
         ),
         information=edges.assign(u=0.1, q=0.001),
         recurrence=pd.DataFrame({"level": levels, "latent": indices, "cosine": 0.5, "null": 0.3}),
-        effects=pd.DataFrame({"level": levels, "latent": indices, "tokens": 9, "kl": 0.1, "kl_null": 0.05}),
+        effects=pd.DataFrame(
+            {
+                "level": levels, "latent": indices, "tokens": 9, "kl": 0.1, "kl_null": 0.05,
+                "kl_choice": 0.1, "kl_null_choice": 0.05,
+            }
+        ),
         causal={},
     )  # fmt: skip
     acts, known, raised = {}, {}, {}
     for level, n in SIZES.items():
         acts[level] = csc_array(random_array((N_TOKENS, n), density=DENSITY, rng=rng))
         acts[level].sort_indices()
-        known[level] = explorer.latents(acts[level], rng.normal(size=(n, 128)), characters, alphabet, config)
-        raised[level] = rng.normal(size=(n, N_CHARACTERS))
+        part = TextActs(acts[level], characters)
+        known[level] = explorer.latents(part, part, rng.normal(size=(n, 128)), alphabet, config)
+        raised[level] = Raised(rng.integers(N_CHARACTERS, size=(n, 32)), rng.normal(size=(n, 32)))
     content = {
         "title": "Explorer", "corpus": "noise", "facts": [], "width": config.snippet_chars,
         "strongest": config.strongest, "text": "".join(alphabet[i] for i in characters.tolist()),
         "levels": explorer.content(evidence, acts, known, raised, {}, alphabet, config),
     }  # fmt: skip
-    return explorer.page(content, {level: explorer.snippets(own, config, seed=0) for level, own in acts.items()})
+    return explorer.page(
+        content, {level: explorer.snippets(own, config, Stream(level, "snippets")) for level, own in acts.items()}
+    )
 
 
 def measure(path: Path) -> dict[str, Any]:

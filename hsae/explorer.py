@@ -25,8 +25,9 @@ from scipy.sparse import csc_array, csr_array
 from hsae.coactivation import activity, phi
 from hsae.config import check, check_positive
 from hsae.evidence import Evidence
-from hsae.latent_effects import strongest
+from hsae.latent_effects import Raised, strongest
 from hsae.snippets import apart, begin
+from hsae.streams import Stream
 
 BANDS = {"upper": (0.75, 0.95), "middle": (0.4, 0.6), "weak": (0.0, 0.25)}
 """Quantiles of a latent's activations that snippets are drawn from, beside the strongest ones."""
@@ -57,6 +58,26 @@ class ExplorerConfig:
 
 
 @dataclass(frozen=True)
+class TextActs:
+    """A part of the text, and what the latents of a level do on it. characters: index into the vocabulary."""
+
+    acts: csc_array  # (token, latent)
+    characters: Int[ndarray, " token"]
+
+    def shares(self, n_characters: int) -> Float[ndarray, "latent character"]:
+        """The share of each latent's activation that each character holds."""
+        n = len(self.characters)
+        one_hot = csr_array((np.ones(n), (np.arange(n), self.characters)), shape=(n, n_characters))
+        mass = (self.acts.T @ one_hot).toarray()
+        total = mass.sum(1, keepdims=True)
+        return mass / np.where(total > 0, total, 1.0)
+
+    def phi(self) -> Float[ndarray, "latent latent"]:
+        """Co-activation of all pairs of latents."""
+        return phi(activity(csr_array(self.acts)))
+
+
+@dataclass(frozen=True)
 class Snippets:
     """Snippets of all latents of a level, one latent after the other, and the activations in them.
 
@@ -78,11 +99,11 @@ class Snippets:
         }
 
 
-def snippets(acts: csc_array, config: ExplorerConfig, seed: int) -> Snippets:
+def snippets(acts: csc_array, config: ExplorerConfig, stream: Stream) -> Snippets:
     """Of each latent the strongest snippets, which do not overlap, then those of each band in BANDS, drawn."""
     n, n_latents = acts.shape  # pyright: ignore[reportGeneralTypeIssues]
     width = min(config.snippet_chars, n)
-    rng = np.random.default_rng(seed)
+    rng = stream.numpy()
     dense = np.zeros(n)
     first, start, bound, position, value = [0], [], [0], [], []
     for latent in range(n_latents):
@@ -109,9 +130,9 @@ def snippets(acts: csc_array, config: ExplorerConfig, seed: int) -> Snippets:
 
 
 def latents(
-    acts: csc_array,
+    choice: TextActs,
+    shown: TextActs,
     directions: Float[ndarray, "latent d_in"],
-    characters: Int[ndarray, " token"],
     vocabulary: Sequence[str],
     config: ExplorerConfig,
 ) -> list[dict[str, Any]]:
@@ -119,27 +140,27 @@ def latents(
 
     density, max, histogram (counts of its activations in bins from 0 to max), on (characters that hold the largest
     shares of its activation), near (latents by cosine of decoder directions), together (by phi of co-activation).
-    `characters`: index into the vocabulary of each token.
+    Characters and latents that are listed for what they do on a text are chosen on `choice`; numbers are of `shown`.
     """
+    acts = shown.acts
     n, n_latents = acts.shape  # pyright: ignore[reportGeneralTypeIssues]
-    one_hot = csr_array((np.ones(n), (np.arange(n), characters)), shape=(n, len(vocabulary)))
-    mass = (acts.T @ one_hot).toarray()
     unit = directions / np.linalg.norm(directions, axis=1, keepdims=True).clip(min=1e-12)
-    near = _nearest(unit @ unit.T, config.neighbours)
-    together = _nearest(phi(activity(csr_array(acts))), config.neighbours)
+    cosines = unit @ unit.T
+    near = _nearest(cosines, config.neighbours, cosines)
+    together = _nearest(choice.phi(), config.neighbours, shown.phi())
+    of_choice, shares = (part.shares(len(vocabulary)) for part in (choice, shown))
     found = []
     for latent in range(n_latents):
         values = acts.data[acts.indptr[latent] : acts.indptr[latent + 1]]
         largest = float(values.max()) if len(values) else 0.0
         counts = np.histogram(values, config.bins, (0, largest or 1.0))[0]
-        shares = mass[latent] / (mass[latent].sum() or 1.0)
-        top = np.argsort(-shares, kind="stable")[: config.characters]
+        top = np.argsort(-of_choice[latent], kind="stable")[: config.characters]
         found.append(
             {
                 "density": _short(len(values) / n),
                 "max": _short(largest),
                 "histogram": counts.tolist(),
-                "on": [[vocabulary[i], _short(shares[i])] for i in top if shares[i] > 0],
+                "on": [[vocabulary[i], _short(shares[latent, i])] for i in top if of_choice[latent, i] > 0],
                 "near": near[latent],
                 "together": together[latent],
             }
@@ -151,14 +172,15 @@ def content(
     evidence: Evidence,
     acts: dict[int, csc_array],
     known: dict[int, list[dict[str, Any]]],
-    raised: dict[int, csr_array],
+    raised: dict[int, Raised],
     labels: dict[int, dict[int, list[str]]],
     vocabulary: Sequence[str],
     config: ExplorerConfig,
 ) -> dict[int, list[dict[str, Any]]]:
     """Level -> all that the page says of each latent: `latents` (here `known`) and what other stages found.
 
-    `raised`: nats by which each latent raises every next character. `labels`: level -> latent -> what people called it.
+    `raised`: next characters that each latent raises and lowers most. `labels`: level -> latent -> what people called
+    it.
     """
     children = evidence.children
     columns = ["weight", "share", "p_parent_given_child", "u"]
@@ -185,6 +207,7 @@ def content(
                     "recurs": _short(row["cosine"]),
                     "kl": _short(row["kl"]),
                     "kl_null": _short(row["kl_null"]),
+                    "kl_choice": _short(row["kl_choice"]),
                     "up": up,
                     "down": down,
                     "causal": causal.get(latent, []),
@@ -245,13 +268,14 @@ def records(frame: pd.DataFrame, by: str, columns: list[str]) -> dict[int, list[
     return found
 
 
-def _nearest(similarity: ndarray, n: int) -> list[list[list[Any]]]:
-    """Of each row the `n` others with the largest values above 0: [index, value]."""
+def _nearest(similarity: ndarray, n: int, shown: ndarray) -> list[list[list[Any]]]:
+    """Of each row the `n` others with the largest similarities above 0: [index, value of `shown`]."""
     others = np.where(np.eye(len(similarity), dtype=bool), -np.inf, similarity)
     n = min(n, len(others) - 1)
     top = np.argpartition(-others, n - 1, axis=1)[:, :n] if n else np.zeros((len(others), 0), dtype=int)
     top = np.take_along_axis(top, np.argsort(-np.take_along_axis(others, top, 1), 1, kind="stable"), 1)
-    return [[[int(i), _short(row[i])] for i in best if row[i] > 0] for row, best in zip(others, top, strict=True)]
+    rows = zip(others, shown, top, strict=True)
+    return [[[int(i), _short(values[i])] for i in best if row[i] > 0] for row, values, best in rows]
 
 
 def _short(value: Any) -> Any:

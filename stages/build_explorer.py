@@ -7,7 +7,7 @@ from scipy.sparse import csc_array
 from hsae import causal, explorer, run
 from hsae.coactivation import sparse_acts
 from hsae.dictionary import DictionaryConfig
-from hsae.explorer import ExplorerConfig
+from hsae.explorer import ExplorerConfig, TextActs
 from hsae.files import read_json, read_tensors, write_text
 from stages.evidence import read_evidence
 from stages.files import read_store
@@ -19,12 +19,16 @@ def main() -> None:
     """Run the stage."""
     with run.stage("build_explorer") as stage:
         device = stage.device()
-        config, seed = stage.params(ExplorerConfig, "build_explorer"), stage.params(DictionaryConfig).seed
-        store = read_store(stage, "test", device)
+        config = stage.params(ExplorerConfig, "build_explorer")
+        stream = stage.params(DictionaryConfig).stream("build_explorer")
+        stores = {split: read_store(stage, split, device) for split in ("val", "test")}
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
-        n = min(config.tokens, len(store)) // store.context * store.context
-        characters = tokens[store.activations.offsets[:n].long()].long().numpy()
+        sizes = {name: min(config.tokens, len(own)) // own.context * own.context for name, own in stores.items()}
+        characters = {
+            split: tokens[store.activations.offsets[: sizes[split]].long()].long().numpy()
+            for split, store in stores.items()
+        }
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         evaluation = read_json(stage.input("metrics/hsae.json"))
         evidence, study = read_evidence(stage), read_json(stage.input("metrics/study.json"))
@@ -32,11 +36,17 @@ def main() -> None:
         acts, known, snippets = {}, {}, {}
         for name, basis in causal.hsae_bases(read_hsae(stage, device)).items():
             level = int(name.removeprefix("level"))
-            acts[level] = csc_array(sparse_acts(basis.encode, store.x(slice(0, n)).split(4096)))
+            choice, shown = (
+                TextActs(
+                    csc_array(sparse_acts(basis.encode, store.x(slice(0, sizes[split])).split(4096))), characters[split]
+                )
+                for split, store in stores.items()
+            )
             directions = basis.directions.double().cpu().numpy()
-            known[level] = explorer.latents(acts[level], directions, characters, vocabulary, config)
-            snippets[level] = explorer.snippets(acts[level], config, seed)
-        text = [vocabulary[token] for token in characters.tolist()]
+            acts[level] = shown.acts
+            known[level] = explorer.latents(choice, shown, directions, vocabulary, config)
+            snippets[level] = explorer.snippets(shown.acts, config, stream.of("snippets", level))
+        text = [vocabulary[token] for token in characters["test"].tolist()]
         of_levels = {level: read_raised(stage, level) for level in acts}
         content = {
             "title": f"HSAE explorer: {corpus}",

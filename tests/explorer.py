@@ -2,11 +2,13 @@
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csc_array
 
 from hsae import explorer
 from hsae.evidence import Evidence
-from hsae.explorer import ExplorerConfig
+from hsae.explorer import ExplorerConfig, TextActs
+from hsae.latent_effects import Raised
+from hsae.streams import Stream
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--\u2028𝔘&amp;"
 TEXT = ("the cat; THE DOG\n" * 30 + HOSTILE) * 4
@@ -31,7 +33,12 @@ EVIDENCE = Evidence(
     recurrence=pd.DataFrame(
         {"level": [1] * 12 + [2] * 4, "latent": [*range(12), *range(4)], "cosine": 0.75, "null": 0.25}
     ),
-    effects=pd.DataFrame({"level": [1, 2], "latent": [3, 0], "tokens": [5, 7], "kl": [0.5, 0.25], "kl_null": 0.125}),
+    effects=pd.DataFrame(
+        {
+            "level": [1, 2], "latent": [3, 0], "tokens": [5, 7], "kl": [0.5, 0.25], "kl_null": 0.125,
+            "kl_choice": [0.25, 1.0], "kl_null_choice": 0.125,
+        }
+    ),
     causal={"q_u": {"latents": {"level2": [{"latent": 0, "sufficient": {"value": 0.5, "interval": [0.25, 0.75]}}]}}},
 )  # fmt: skip
 
@@ -44,20 +51,30 @@ def activations(n_tokens: int, n_latents: int, seed: int) -> csc_array:
     )
 
 
+def raised(n_latents: int, seed: int) -> Raised:
+    """Two characters that each latent raises, and two that it lowers."""
+    rng = np.random.default_rng(seed)
+    tokens = np.stack([rng.permutation(len(ALPHABET))[:4] for _ in range(n_latents)])
+    return Raised(tokens, np.abs(rng.normal(size=tokens.shape)) * [1, 1, -1, -1])
+
+
 def made() -> str:
     """The page."""
     characters = np.array([ALPHABET.index(character) for character in TEXT])
     acts = {level: activations(len(TEXT), n, level) for level, n in SIZES.items()}
     rng = np.random.default_rng(9)
+    texts = {level: TextActs(own, characters) for level, own in acts.items()}
     known = {
-        level: explorer.latents(own, rng.normal(size=(SIZES[level], 6)), characters, ALPHABET, CONFIG)
-        for level, own in acts.items()
+        level: explorer.latents(own, own, rng.normal(size=(SIZES[level], 6)), ALPHABET, CONFIG)
+        for level, own in texts.items()
     }
-    raised = {level: csr_array(rng.normal(size=(n, len(ALPHABET)))) for level, n in SIZES.items()}
+    listed = {level: raised(n, level) for level, n in SIZES.items()}
     labels = {1: {3: ["<b>the</b>"]}}
     content = {
         "title": "Explorer: a <test>", "corpus": "a test", "facts": [("latents", "16")], "text": TEXT,
         "width": CONFIG.snippet_chars, "strongest": CONFIG.strongest,
-        "levels": explorer.content(EVIDENCE, acts, known, raised, labels, ALPHABET, CONFIG),
+        "levels": explorer.content(EVIDENCE, acts, known, listed, labels, ALPHABET, CONFIG),
     }  # fmt: skip
-    return explorer.page(content, {level: explorer.snippets(own, CONFIG, seed=0) for level, own in acts.items()})
+    return explorer.page(
+        content, {level: explorer.snippets(own, CONFIG, Stream(level, "test")) for level, own in acts.items()}
+    )

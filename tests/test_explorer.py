@@ -11,10 +11,12 @@ import pytest
 from scipy.sparse import csc_array
 
 from hsae import explorer
-from hsae.explorer import ExplorerConfig, Snippets
+from hsae.explorer import ExplorerConfig, Snippets, TextActs
+from hsae.streams import Stream
 from tests.explorer import CONFIG, HOSTILE, made
 
 N = 400
+STREAM = Stream(0, "test")
 
 
 def decoded(found: Snippets) -> dict[str, np.ndarray]:
@@ -32,7 +34,7 @@ def acts() -> csc_array:
 
 
 def test_snippets_hold_what_the_latent_does_there(acts: csc_array):
-    found = decoded(explorer.snippets(acts, CONFIG, seed=0))
+    found = decoded(explorer.snippets(acts, CONFIG, STREAM))
     assert found["first"][0] == 0
     assert found["first"][1] == found["first"][2]  # nothing of the silent one
     for latent in (0, 2):
@@ -45,7 +47,7 @@ def test_snippets_hold_what_the_latent_does_there(acts: csc_array):
 
 
 def test_the_strongest_snippets_come_first_and_do_not_overlap(acts: csc_array):
-    found = decoded(explorer.snippets(acts, CONFIG, seed=0))
+    found = decoded(explorer.snippets(acts, CONFIG, STREAM))
     starts = found["start"][: CONFIG.strongest].astype(int)
     assert starts[0] == max(int(acts[:, [0]].toarray().argmax()) - 12, 0)
     assert (np.diff(np.sort(starts)) >= CONFIG.snippet_chars).all()
@@ -55,7 +57,8 @@ def test_the_strongest_snippets_come_first_and_do_not_overlap(acts: csc_array):
 def test_latents_by_hand():
     acts = csc_array(np.array([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 3.0, 0.0], [1.0, 0.0, 4.0]]))
     directions = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
-    first, _, last = explorer.latents(acts, directions, np.array([0, 1, 1, 0]), "xy", CONFIG)
+    own = TextActs(acts, np.array([0, 1, 1, 0]))
+    first, _, last = explorer.latents(own, own, directions, "xy", CONFIG)
     assert first["density"] == 0.75
     assert first["max"] == 2.0
     assert sum(first["histogram"]) == 3
@@ -67,8 +70,19 @@ def test_latents_by_hand():
 
 def test_a_latent_that_is_silent_is_described_too():
     acts = csc_array(np.array([[1.0, 0.0], [0.0, 0.0]]))
-    silent = explorer.latents(acts, np.eye(2), np.array([0, 0]), "x", CONFIG)[1]
+    own = TextActs(acts, np.array([0, 0]))
+    silent = explorer.latents(own, own, np.eye(2), "x", CONFIG)[1]
     assert (silent["density"], silent["max"], silent["on"], silent["together"]) == (0, 0, [], [])
+
+
+def test_what_is_listed_is_chosen_on_one_text_and_has_the_numbers_of_the_other():
+    choice = TextActs(csc_array(np.array([[3.0, 1.0], [1.0, 0.0], [0.0, 0.0]])), np.array([0, 1, 2]))
+    shown = TextActs(csc_array(np.array([[1.0, 0.0], [2.0, 2.0], [1.0, 0.0], [0.0, 1.0]])), np.array([0, 1, 2, 2]))
+    first, _ = explorer.latents(choice, shown, np.eye(2), "xyz", CONFIG)
+    assert first["on"] == [["x", 0.25], ["y", 0.5]], "in the order of the choice; z is not chosen"
+    assert first["density"] == 0.75
+    # Of four tokens the first is active on three, the second on two, both on one.
+    assert first["together"] == [[1, pytest.approx((4 * 1 - 3 * 2) / np.sqrt(3 * 1 * 2 * 2), rel=1e-2)]]
 
 
 class Elements(HTMLParser):

@@ -56,7 +56,7 @@ const ORDERS = {
   "activation, most first": (a, b) => b.mass - a.mass,
   "clearest rule first": (a, b) => (b.f1 ?? -1) - (a.f1 ?? -1),
   "most found again first": (a, b) => (b.recurs ?? -1) - (a.recurs ?? -1),
-  "largest effect first": (a, b) => (b.kl ?? -1) - (a.kl ?? -1),
+  "largest effect first": (a, b) => (b.kl_choice ?? -1) - (a.kl_choice ?? -1),
   "number": (a, b) => a.index - b.index,
 };
 for (const level of [1, 2]) data.levels[level].forEach((own, index) => Object.assign(own, { level, index }));
@@ -248,7 +248,7 @@ function draw(level, index) {
         table("Share of a task's effect when it alone is restored, with 95% interval", [["task"], ["share", NUMBER], ["low", NUMBER], ["high", NUMBER]],
           own.causal.map(([task, ...values]) => [task.replace(/_/g, " "), ...values.map((value) => number(value, 3))])),
         el("h2", {}, "Next characters"),
-        el("p", { class: "note" }, "How the log probability of the next character changes, in nats, because of the latent: with it, less without it, where it is active."),
+        el("p", { class: "note" }, "How the log probability of the next character changes, in nats, because of the latent: with it, less without it, where it is active. Which characters these are was chosen on the validation split; the numbers are of the test split."),
         el("div", { class: "columns" }, characterTable("raised", own.up, "nats", change), characterTable("lowered", own.down, "nats", change)),
         el("h2", {}, "Activations"), histogram(own), characterTable("characters it is active on", own.on, "share of its activation", percent),
         el("h2", {}, "Neighbours"),
@@ -271,7 +271,7 @@ function overview() {
       key(["Enter"], "(in the search) open the first"), key(["j", "k"], "the next, the previous of the list"),
       key(["p"], "to the parent"), key(["c"], "to the first child"), key(["→", "←"], "(in the tree) open, close a branch"),
       key(["h"], "this page")),
-    el("p", { class: "note" }, "Rules are found by a program and say when a latent is active, not what it means; they are proxies and no human judgements."));
+    el("p", { class: "note" }, "Rules are found by a program and say when a latent is active, not what it means; they are proxies and no human judgements. Characters and latents that are listed for what they do on a text were chosen on other text (the validation split) than the numbers beside them are of. Of an order by a number, the first are flattered by that number."));
   document.title = data.title;
 }
 
