@@ -10,6 +10,7 @@ from scipy.sparse import csc_array, csr_array
 
 from hsae import run
 from hsae.coactivation import sparse_acts
+from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_text
 from hsae.study import design, trials
 from hsae.study.design import StudyConfig
@@ -25,6 +26,7 @@ def main(flat: str) -> None:
     with run.stage("build_study") as stage:
         device = stage.device()
         config = stage.params(StudyConfig, "build_study")
+        stream = stage.params(DictionaryConfig).stream("build_study")
         hsae, kmeans = read_hsae(stage, device), read_clusters(stage, "kmeans", device)
         store = read_store(stage, "test", device)
         n = min(config.tokens, len(store)) // store.context * store.context
@@ -37,7 +39,7 @@ def main(flat: str) -> None:
         }
         arms = {name: csc_array(sparse_acts(encode, x)) for name, encode in encoders.items()}
         densities = np.concatenate([np.diff(arms[level].indptr) for level in ("level1", "level2")]) / n
-        directions = torch.randn(store.d_in, RANDOM, generator=torch.Generator().manual_seed(config.seed))
+        directions = torch.randn(store.d_in, RANDOM, generator=stream.of("random directions").torch())
         projections = torch.cat([part.cpu() @ directions for part in x]).numpy()
         arms["random directions"] = design.random_directions(
             projections, np.quantile(densities[densities > 0], np.linspace(0, 1, RANDOM))
@@ -52,7 +54,8 @@ def main(flat: str) -> None:
         text = "".join(pieces)
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         edges = pd.read_csv(stage.input("plots/edges.csv"))
-        write_text(Path("data/study/trials.json"), trials.dumps(design.build(arms, edges, text, config, corpus)))
+        study = design.build(arms, edges, text, config, corpus, stream.of("trials"))
+        write_text(Path("data/study/trials.json"), trials.dumps(study))
 
 
 if __name__ == "__main__":

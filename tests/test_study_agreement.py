@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 from statsmodels.stats.inter_rater import fleiss_kappa
 
+from hsae.streams import Stream
 from hsae.study.agreement import alpha_interval, intraclass_correlation, krippendorff_alpha
+
+STREAM = Stream(0, "test")
 
 
 def counted(answers: list[str], options: str) -> np.ndarray:
@@ -42,16 +45,16 @@ def test_agreement_on_nothing_is_none():
     assert krippendorff_alpha(np.zeros((0, 5), dtype=int)) is None
     assert krippendorff_alpha(np.array([[1, 0], [0, 1]])) is None, "one answer a trial"
     assert krippendorff_alpha(np.array([[3, 0], [3, 0]])) is None, "all the same option"
-    assert alpha_interval(np.array([[3, 0], [3, 0]]), 0) is None
-    assert alpha_interval(np.array([[3, 1]]), 0) is None
+    assert alpha_interval(np.array([[3, 0], [3, 0]]), STREAM) is None
+    assert alpha_interval(np.array([[3, 1]]), STREAM) is None
 
 
 def test_the_interval_holds_alpha_shrinks_with_trials_and_repeats():
-    low, high = alpha_interval(PAPER, 0) or (0, 0)
+    low, high = alpha_interval(PAPER, STREAM) or (0, 0)
     assert low < (krippendorff_alpha(PAPER) or 0) < high <= 1
-    more = alpha_interval(np.tile(PAPER, (9, 1)), 0) or (0, 0)
+    more = alpha_interval(np.tile(PAPER, (9, 1)), STREAM) or (0, 0)
     assert more[1] - more[0] == pytest.approx((high - low) / 3, rel=0.25)
-    assert alpha_interval(PAPER, 0) == (low, high)
+    assert alpha_interval(PAPER, STREAM) == (low, high)
 
 
 def correlation(by_feature: list[list[float]], arms: list[int]) -> float | None:

@@ -6,16 +6,18 @@ import pandas as pd
 import pytest
 from scipy.sparse import csc_array
 
+from hsae.streams import Stream
 from hsae.study import trials
 from hsae.study.design import SHUFFLED, StudyConfig, build, matched, random_directions
 from hsae.study.snippets import DECILES, Feature, Sampler
 from hsae.study.trials import Kind, Role, Session, Trial, Trials
 
 N = 20_000
+STREAM = Stream(0, "test")
 SESSION = Session(intruder=4, odd_child=2, clarity=2, gold=1, attention=1)
 CONFIG = StudyConfig(
     tokens=N, features=6, trials=3, parents=3, snippet_chars=24, clarity_snippets=5, child_snippets=2, gold=4,
-    attention=3, session=SESSION, seed=0,
+    attention=3, session=SESSION,
 )  # fmt: skip
 
 
@@ -46,7 +48,7 @@ def edges() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def study(arms: dict[str, csc_array], edges: pd.DataFrame) -> Trials:
-    return build(arms, edges, text(), CONFIG, "test")
+    return build(arms, edges, text(), CONFIG, "test", STREAM)
 
 
 def of(study: Trials, kind: Kind, role: Role = Role.main) -> list[Trial]:
@@ -152,7 +154,8 @@ def test_clarity_shows_weak_and_strong_activations(study: Trials, arms: dict[str
 def test_the_same_seed_gives_the_same_study_and_ids_tell_nothing(
     study: Trials, arms: dict[str, csc_array], edges: pd.DataFrame
 ):
-    assert trials.dumps(build(arms, edges, text(), CONFIG, "test")) == trials.dumps(study)
+    assert trials.dumps(build(arms, edges, text(), CONFIG, "test", STREAM)) == trials.dumps(study)
+    assert trials.dumps(build(arms, edges, text(), CONFIG, "test", Stream(1, "test"))) != trials.dumps(study)
     assert len({trial.id for trial in study.trials}) == len(study.trials)
     kinds = [trial.kind for trial in study.trials]
     assert kinds != sorted(kinds)
@@ -194,7 +197,7 @@ def test_features_are_matched_by_how_often_they_are_active():
 def test_an_arm_that_cannot_be_shown_is_left_out_and_sessions_are_as_long_as_can_be(arms, edges: pd.DataFrame):
     rare = csc_array(np.eye(N, 2))
     config = StudyConfig(**{**vars(CONFIG), "session": Session(400, 2, 2, 1, 1)})
-    study = build({**arms, "kmeans": rare}, edges, text(), config, "test")
+    study = build({**arms, "kmeans": rare}, edges, text(), config, "test", STREAM)
     assert {trial.arm for trial in of(study, Kind.intruder)} == {"level1", "level2"}
     assert study.session == Session(36, 2, 2, 1, 1)
 

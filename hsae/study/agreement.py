@@ -20,12 +20,12 @@ def krippendorff_alpha(counts: Int[np.ndarray, "trial option"]) -> float | None:
     return None if np.isnan(alphas[0]) else float(alphas[0])
 
 
-def alpha_interval(counts: Int[np.ndarray, "trial option"], seed: int) -> tuple[float, float] | None:
+def alpha_interval(counts: Int[np.ndarray, "trial option"], stream: Stream) -> tuple[float, float] | None:
     """95% percentile interval of `krippendorff_alpha` by a bootstrap over trials; None for fewer than two of them."""
     paired = counts[counts.sum(1) > 1]
     if len(paired) < 2:
         return None
-    alphas = _alphas(paired, cluster_weights(len(paired), Stream(seed, "agreement")))
+    alphas = _alphas(paired, cluster_weights(len(paired), stream))
     if np.isnan(alphas).all():
         return None
     low, high = np.nanpercentile(alphas, [2.5, 97.5])  # nan: a resample in which all answers are the same

@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csc_array
 
 from hsae.config import check, check_positive
+from hsae.streams import Stream
 from hsae.study.snippets import DECILES, Feature, Sampler
 from hsae.study.trials import OPTIONS, Kind, Role, Session, Snippet, Trial, Trials, available
 
@@ -44,10 +45,9 @@ class StudyConfig:
     gold: int
     attention: int
     session: Session
-    seed: int
 
     def __post_init__(self) -> None:
-        check_positive(self, [field.name for field in fields(self) if field.name not in ("session", "seed")])
+        check_positive(self, [field.name for field in fields(self) if field.name != "session"])
         for name in ("trials", "clarity_snippets"):
             check(name, getattr(self, name), f"at most {DECILES}, the deciles", getattr(self, name) <= DECILES)
         check("snippet_chars", self.snippet_chars, "at least 8", self.snippet_chars >= 8)
@@ -55,15 +55,17 @@ class StudyConfig:
             check(f"session.{name}", value, "0 or more", value >= 0)
 
 
-def build(arms: dict[str, csc_array], edges: pd.DataFrame, text: str, config: StudyConfig, corpus: str) -> Trials:
-    """All trials of a study.
+def build(
+    arms: dict[str, csc_array], edges: pd.DataFrame, text: str, config: StudyConfig, corpus: str, stream: Stream
+) -> Trials:
+    """All trials of a study, as `stream` draws them.
 
     `arms`: arm -> activations (token, feature) on `text`, "level1" among them; `edges`: a row per level-1 latent with a
     parent, columns parent, child, weight (`graph.edges`). Fewer features, parents and trials a session are taken where
     there are not so many that can be shown; an arm without any is left out. Raises ValueError if no arm is left, or the
     text is too short for gold items.
     """
-    rng = np.random.default_rng(config.seed)
+    rng = stream.numpy()
     sampler = Sampler(text, config.snippet_chars, rng)
     usable = {arm: _usable(sampler, arm, acts) for arm, acts in arms.items()}
     trials = []
@@ -82,7 +84,7 @@ def build(arms: dict[str, csc_array], edges: pd.DataFrame, text: str, config: St
     counts = available(trials)
     session = Session(**{name: min(value, counts[name]) for name, value in vars(config.session).items()})
     order = rng.permutation(len(trials)).tolist()
-    return Trials(corpus, config.seed, session, tuple(replace(trials[i], id=rng.bytes(8).hex()) for i in order))
+    return Trials(corpus, stream.seed, session, tuple(replace(trials[i], id=rng.bytes(8).hex()) for i in order))
 
 
 def matched(usable: dict[str, list[Feature]], n: int) -> dict[str, list[Feature]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hsae.config import check
+from hsae.streams import Stream
 from hsae.study.agreement import alpha_interval, intraclass_correlation, krippendorff_alpha
 from hsae.study.answers import FIFTHS, REASONS, SIMULATED, ScoreConfig, answer_frame, exclusions
 from hsae.study.intervals import difference_interval, mean_interval
@@ -36,7 +37,7 @@ def score(study: Trials, sha256: str, found: Responses, config: ScoreConfig) -> 
     (`exclusions`) are left out, but for `without_exclusions`. Raises ValueError for a reference that is no arm of the
     study, or responses that do not fit the trials.
     """
-    arms = {kind: _arms(study, kind) for kind in Kind}
+    arms, stream = {kind: _arms(study, kind) for kind in Kind}, Stream(study.seed, "score_study/trials drawn anew")
     known = sorted(set().union(*arms.values()))
     check("reference", config.reference, f"an arm of the study: {', '.join(known)}", config.reference in known)
     own = found.responses if found.trials_sha256 == sha256 else ()
@@ -59,7 +60,7 @@ def score(study: Trials, sha256: str, found: Responses, config: ScoreConfig) -> 
         if kind == Kind.clarity:
             metrics[kind.value] = {"arms": _per_arm(given, of_all, arms[kind], "rating"), "labels": _labels(given)}
         else:
-            metrics[kind.value] = _choices(given, of_all, arms[kind], config, study.seed)
+            metrics[kind.value] = _choices(given, of_all, arms[kind], config, stream.of(kind.value))
         for arm, result in metrics[kind.value]["arms"].items():
             low, high = result["interval"] or (None, None)
             rows.append([kind.value, arm, result["mean"], low, high, result["answers"], result["features"]])
@@ -72,7 +73,7 @@ def _arms(study: Trials, kind: Kind) -> list[str]:
 
 
 def _choices(
-    given: pd.DataFrame, of_all: pd.DataFrame, arms: list[str], config: ScoreConfig, seed: int
+    given: pd.DataFrame, of_all: pd.DataFrame, arms: list[str], config: ScoreConfig, stream: Stream
 ) -> dict[str, Any]:
     """Everything about the answers of a kind that can be right or wrong."""
     answered = given.query("not skipped")
@@ -81,7 +82,7 @@ def _choices(
     )
     per_arm = _per_arm(given, of_all, arms, "correct")
     for arm, own in per_arm.items():
-        own["alpha"] = _alpha(_of(answered, arm), seed)
+        own["alpha"] = _alpha(_of(answered, arm), stream.of("of one arm", arm))
         own["answers_per_feature"] = own["answers"] / own["features"] if own["answers"] else None
         own["effective_answers"] = _effective(own["answers"], own["features"], icc)
     model = arm_odds(answered, config.reference)
@@ -94,7 +95,7 @@ def _choices(
         "arms": per_arm,
         "against_reference": against,
         "model": {"by_density": model.by_density, "failed": model.failed or None},
-        "alpha": _alpha(answered, seed),
+        "alpha": _alpha(answered, stream.of("of all arms")),
         "intraclass_correlation": icc,
         "session": _session(answered),
     }
@@ -171,12 +172,12 @@ def _power(arms: dict[str, Any], arm: str, config: ScoreConfig) -> dict[str, Any
     }
 
 
-def _alpha(answered: pd.DataFrame, seed: int) -> dict[str, Any]:
+def _alpha(answered: pd.DataFrame, stream: Stream) -> dict[str, Any]:
     """Krippendorff's alpha of the options that were chosen, with its interval."""
     trials, ids = pd.factorize(answered["trial"])
     counts = np.zeros((len(ids), OPTIONS), dtype=int)
     np.add.at(counts, (trials, answered["choice"].to_numpy(int)), 1)
-    return {"mean": krippendorff_alpha(counts), "interval": _listed(alpha_interval(counts, seed))}
+    return {"mean": krippendorff_alpha(counts), "interval": _listed(alpha_interval(counts, stream))}
 
 
 def _effect(effect: Effect | None, *, exponent: bool = False) -> dict[str, Any]:
