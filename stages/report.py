@@ -13,7 +13,6 @@ from stages.trained import read_hsae
 
 FIGURES = {
     "Loss recovered by each dictionary": "dictionaries",
-    "All methods over eight seeds (`make comparison`)": "comparison",
     "Parents and children": "forest",
     "How often latents are active": "densities",
     "Level-2 decoder": "decoder",
