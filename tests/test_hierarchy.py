@@ -11,7 +11,7 @@ from numpy import ndarray
 from scipy.sparse import csr_array
 from sklearn.metrics import mutual_info_score
 
-from hsae import hierarchy
+from hsae import hierarchy, report, sweep_config
 from hsae.files import write_json
 from hsae.graph import Graph
 from hsae.hierarchy import samples, summarize
@@ -182,6 +182,15 @@ def test_without_any_child_all_names_are_there_and_the_summary_can_be_written(tm
         f"{name}_{by}" for name in ("with_parent", "parents") for by in ("decoder", "coactivation")
     }
     write_json(tmp_path / "summary.json", found)
+
+
+def test_what_report_and_sweeps_show_of_the_hierarchy_is_in_the_summary():
+    summary = {f"hierarchy.{name}" for name in of_itself(random_graph(), torch.eye(10))}
+    shown = {name for names in report.HEADLINES.values() for name in names}
+    shown |= {name for sweep in ("controls", "ablations", "comparison") for name in sweep_config.load(sweep).headline}
+    of_hierarchy = {name for name in shown if name and name.startswith("hierarchy.")}
+    assert len(of_hierarchy) > 20
+    assert of_hierarchy <= summary
 
 
 # What is chosen and what is scored
