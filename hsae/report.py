@@ -153,17 +153,18 @@ HEADLINES = {
         f"{title}{note}": (f"hierarchy.{name}{suffix}", f"hierarchy.{name}_null{suffix}")
         for name, title in {
             "p_parent_given_child": "P(parent | child)",
-            "explained_by_parent": "children explained by parent",
-            "u_children": "mean U of children",
+            "explained_by_parent": "explained by parent",
+            "u_children": "U of children",
             "sibling_cosine": "cosine of siblings",
             "groups": "active groups",
         }.items()
         for suffix, note in (
             ("_decoder" * (name == "p_parent_given_child"), ""),
-            ("_coactivation", ", by co-activation"),
+            ("_coactivation", " (co-activation)"),
         )
     },
     "P(parent | child) beyond chance": ("hierarchy.p_parent_given_child_beyond_chance_decoder", None),
+    "P beyond chance (co-activation)": ("hierarchy.p_parent_given_child_beyond_chance_coactivation", None),
     "share of weight from the parent": ("hierarchy.top_share", None),
     "parents that share information": ("information.parents_with_child", None),
     "AMI of groups and characters": ("ami.current_character", None),

@@ -1,6 +1,7 @@
 """Hierarchies whose numbers are known by hand, and chance: independent latents are no hierarchy."""
 
 import math
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from hsae.streams import Stream
 STREAM = Stream(0, "test")
 
 
-def hand_made(weight: list[list[float]], h2: list[list[float]], h1: list[list[float]]) -> Graph:
+def hand_made(weight: list[list[float]], h2: Sequence[Sequence[float]], h1: Sequence[Sequence[float]]) -> Graph:
     """A graph of ten times these tokens: enough of them for shifts."""
     acts = (csr_array(np.tile(np.array(level, float), (10, 1))) for level in (h1, h2))
     return Graph(torch.tensor(weight).double(), *acts)
