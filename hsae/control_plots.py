@@ -24,7 +24,7 @@ def controls(headlines: pd.DataFrame) -> Figure:
     panels = figure.subplots(n_rows, COLUMNS, sharey=True, squeeze=False).flatten()
     for title, axes in zip(titles, panels, strict=False):
         _panel(axes, headlines[headlines["headline"] == title].set_index("control").reindex(names))
-        axes.set_title(title, fontsize="medium")
+        axes.set_title(title, fontsize="small")
     for axes in panels[len(titles) :]:
         axes.remove()
     handles = panels[0].get_legend_handles_labels()[0]

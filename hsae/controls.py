@@ -15,11 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Integer
-from numpy import ndarray
-from scipy.sparse import csr_array
 from torch import Tensor
 
-from hsae import feature_clustering, graph, shared_information, variants
+from hsae import feature_clustering, graph, hierarchy, shared_information, variants
 from hsae.activations import Activations, Normalizer, Store, collect
 from hsae.causal_lm import CausalLM
 from hsae.checkpoint import NOWHERE, Checkpoints
@@ -35,11 +33,11 @@ from hsae.progress import Progress
 from hsae.sae import SAE
 from hsae.shared_information import InformationConfig
 from hsae.sharpening import Sharpening, phase1
+from hsae.streams import Stream
 from hsae.training import Phase
 
 LEVELS = ("level1", "level2")
-INFORMATION = ("live_parents", "parents_with_child", "u_children", "u_others")
-HIERARCHY = ("p_parent_given_child_decoder", "p_parent_given_child_null_decoder", "with_parent_decoder")
+INFORMATION = ("live_parents", "parents_with_child")
 RECOVERED = ("ce_recovered_zero", "ce_recovered_mean")
 
 
@@ -54,7 +52,7 @@ class Control(StrEnum):
 
 @dataclass
 class ControlConfig:
-    """Section `control`: tokens of the training and of the test split, and the share of the phases' epochs.
+    """Section `control`: tokens of the training and of the other splits, and the share of the phases' epochs.
 
     A pair of latents is tested against `shifts` for shared information, all else being as in `mutual_information`.
     """
@@ -89,28 +87,31 @@ class Training:
         return replace(self, **{name: replace(phase, epochs=share * phase.epochs) for name, phase in phases.items()})
 
 
-def train(data: Store, settings: Training, random_decoder: bool, checkpoints: Checkpoints = NOWHERE) -> HierarchicalSAE:
+def train(
+    data: Store, settings: Training, random_decoder: bool, stream: Stream, checkpoints: Checkpoints = NOWHERE
+) -> HierarchicalSAE:
     """Phases 1 to 3 on some data. With `random_decoder` both decoders are random and stay so, to the bit.
 
     Then encoders, biases and thresholds learn, and level 2 starts from data as ever but for its directions. No latent
     is revived: that would give it a direction.
     """
+    # All controls of a seed have these streams in common, to be compared pair by pair: weights, batches, revivals.
     c = settings.coefficients
     width1, width2 = settings.dictionary.widths(data.d_in)
     latents = replace(settings.latents, dead_tokens=0) if random_decoder else settings.latents
-    kind, weights = latents.activation, settings.dictionary.weights(1)
-    level1 = variants.drawn(kind, data.d_in, width1, k=latents.k1, beta=c.beta1, stream=weights)
+    weights = [stream.of(f"weights of level {level}") for level in (1, 2)]
+    level1 = variants.drawn(latents.activation, data.d_in, width1, k=latents.k1, beta=c.beta1, stream=weights[0])
     level1 = level1.to(data.activations.acts.device)
     if random_decoder:
         hold_decoder(level1, level1.W_dec.detach().clone())
-    stream = settings.dictionary.stream
-    phase1(level1, data, c, settings.phase1, settings.sharpening, latents.dead_tokens, stream("phase1"), checkpoints)
-    model = stack(level1, width2, data, c.beta2, latents, stream("phase2").of("weights"))
+    phase1(level1, data, c, settings.phase1, settings.sharpening, latents.dead_tokens, stream.of("phase1"), checkpoints)
+    model = stack(level1, width2, data, c.beta2, latents, weights[1])
     if random_decoder:
-        hold_decoder(model.level2, torch.randn_like(model.level2.W_dec).abs())
+        directions = torch.randn(width2, width1, generator=stream.of("random decoder of level 2").torch()).abs()
+        hold_decoder(model.level2, directions.to(model.level2.W_dec))
         model.level2.init_from_data(model.level1.encode(data.x(slice(0, latents.init_tokens))))
-    train_level2(model, data, c, settings.phase2, latents.dead_tokens_later, stream("phase2"), checkpoints)
-    phase3(model, data, c, settings.phase3, latents.dead_tokens_later, stream("phase3"), checkpoints)
+    train_level2(model, data, c, settings.phase2, latents.dead_tokens_later, stream.of("phase2"), checkpoints)
+    phase3(model, data, c, settings.phase3, latents.dead_tokens_later, stream.of("phase3"), checkpoints)
     return model
 
 
@@ -144,9 +145,12 @@ def contexts(store: Store, n_tokens: int) -> Store:
 
 
 def of_transformer(
-    model: CausalLM, train: Store, test: Store, tokens: Integer[Tensor, " corpus"]
-) -> tuple[Store, Store]:
-    """The stores as another transformer of the same shape would fill them, row by row, with its own normalisation."""
+    model: CausalLM, train: Store, others: list[Store], tokens: Integer[Tensor, " corpus"]
+) -> list[Store]:
+    """The stores as another transformer of the same shape would fill them, row by row: `train`, then the `others`.
+
+    They are normalised as its activations of `train` tell.
+    """
     device = train.activations.acts.device
     model = model.to(device)
 
@@ -154,11 +158,10 @@ def of_transformer(
         return model.residual(tokens.to(device).long(), train.layer)
 
     filled = [
-        replace(store.activations, acts=_collected(residual, store, tokens).to(device)) for store in (train, test)
+        replace(store.activations, acts=_collected(residual, store, tokens).to(device)) for store in (train, *others)
     ]
     normalizer = Normalizer.fit(filled[0].acts)
-    first, second = (Store(rows, normalizer, train.layer, train.context) for rows in filled)
-    return first, second
+    return [Store(rows, normalizer, train.layer, train.context) for rows in filled]
 
 
 def _collected(
@@ -173,9 +176,9 @@ def _collected(
     return in_order.acts[context * store.context + positions]
 
 
-def shuffled(store: Store, seed: int) -> Store:
+def shuffled(store: Store, stream: Stream) -> Store:
     """Every coordinate permuted over tokens on its own: its distribution is kept, and nothing joint is."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream.torch()
     acts = store.activations.acts
     columns = [column[torch.randperm(len(acts), generator=generator).to(acts.device)] for column in acts.T.contiguous()]
     return replace(store, activations=replace(store.activations, acts=torch.stack(columns, 1)))
@@ -183,29 +186,33 @@ def shuffled(store: Store, seed: int) -> Store:
 
 def measure(
     model: HierarchicalSAE,
+    choose: Store,
     store: Store,
     text: Text,
     information: InformationConfig,
     clustering: FeatureClusteringConfig,
+    stream: Stream,
 ) -> dict[str, Any]:
     """The headlines that need no transformer, on all rows of an ordered store; `text` is that of its rows.
 
-    level1, level2: `hierarchical.validate`; hierarchy: P(parent | child), its null and the share of latents with a
-    parent (`graph.summarize`); information: `shared_information.headline`; ami: `feature_clustering.headline`. None
-    where a number is not defined: a level 2 that is dead has no parents.
+    level1, level2: `hierarchical.validate`; hierarchy: `hierarchy.summarize`, by what is chosen on another ordered
+    store, `choose`; information: `shared_information.headline`; ami: `feature_clustering.headline`. None where a number
+    is not defined: a level 2 that is dead has no parents.
     """
-    h1, h2 = _encode(model, store)
-    measured = graph.measure(model, store.batches())
-    W_dec = model.level2.W_dec.detach().cpu().numpy()
-    shared = shared_information.headline(h1, h2, W_dec, store.context, information)
-    hierarchy = graph.summarize(measured, model.level1.W_dec)
-    parents = measured.parents("decoder").numpy()
+    chosen, scored = (graph.measure(model, own.batches()) for own in (choose, store))
+    W_dec, h1, h2 = model.level2.W_dec.detach().cpu().numpy(), scored.h1.toarray(), scored.h2.toarray()
+    shared = shared_information.headline(h1, h2, W_dec, store.context, information, stream.of("information"))
+    parents = scored.parents("decoder").numpy()
     return {
         "n_tokens": len(store),
         **validate(model, store.batches()),
-        "hierarchy": {name: hierarchy.get(name) for name in HIERARCHY},
+        "hierarchy": hierarchy.summarize(chosen, scored, model.level1.W_dec, store.context, stream.of("hierarchy")),
         "information": {name: shared[name] for name in INFORMATION},
-        "ami": feature_clustering.headline(parents, csr_array(h1), text, clustering),
+        "ami": feature_clustering.headline(parents, scored.h1, text, clustering),
+        "samples": [
+            *hierarchy.samples(*(own.activations.offsets.numpy() for own in (choose, store))),
+            *shared_information.samples(store.activations.offsets.numpy()),
+        ],
     }
 
 
@@ -220,10 +227,3 @@ def loss_recovered(
     methods = {"level1": model.reconstruct_from_h1, "level2": model.reconstruct_from_h2}
     measured = evaluate(transformer, store, tokens, methods).methods
     return {level: {name: metrics[name] for name in RECOVERED} for level, metrics in measured.items()}
-
-
-@torch.no_grad()
-def _encode(model: HierarchicalSAE, store: Store) -> tuple[Float[ndarray, "n d_sae1"], Float[ndarray, "n d_sae2"]]:
-    h1 = [model.level1.encode(x) for x in store.batches()]
-    h2 = [model.level2.encode(chunk) for chunk in h1]
-    return torch.cat(h1).cpu().numpy(), torch.cat(h2).cpu().numpy()

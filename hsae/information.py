@@ -10,19 +10,22 @@ from hsae.config import check
 PAIRS = 1 << 16  # tabulated at a time
 
 
-def quantile_bins(acts: Float[ndarray, "token latent"], n_bins: int) -> Int8[ndarray, "token latent"]:
+def quantile_bins(
+    acts: Float[ndarray, "token latent"], n_bins: int, cut_on: Float[ndarray, "other latent"] | None = None
+) -> Int8[ndarray, "token latent"]:
     """Bin 0 where a latent is silent (0 or below), bins 1 to `n_bins` by the quantiles of its positive activations.
 
-    Equal activations share a bin. Raises ValueError unless `n_bins` is in 1..127.
+    The quantiles are those of `cut_on`, activations of the same latents on other tokens, if it is given: what bins are
+    cut on can then be kept apart from what is measured in them. Equal activations share a bin, and all of a latent
+    that is silent where bins are cut. Raises ValueError unless `n_bins` is in 1..127.
     """
     check("n_bins", n_bins, "in 1..127", 1 <= n_bins <= 127)
     bins = np.zeros(acts.shape, np.int8)
     fractions = np.arange(1, n_bins) / n_bins
-    for latent, column in enumerate(acts.T):
-        active = np.flatnonzero(column > 0)
-        if len(active):
-            values = column[active]
-            bins[active, latent] = 1 + np.searchsorted(np.quantile(values, fractions), values, side="left")
+    for latent, (column, other) in enumerate(zip(acts.T, (acts if cut_on is None else cut_on).T, strict=True)):
+        active, cuts = np.flatnonzero(column > 0), other[other > 0]
+        edges = np.quantile(cuts, fractions) if len(cuts) else cuts
+        bins[active, latent] = 1 + np.searchsorted(edges, column[active], side="left")
     return bins
 
 

@@ -12,12 +12,13 @@ from scipy import stats
 
 from hsae.config import check
 from hsae.information import entropies, entropy, mutual_information
+from hsae.streams import Stream
 
 LOOKUPS = 1 << 22  # at a time, of a shifted column at the tokens at which the other one is active
 ROUNDING = 1e-12  # nats
 
 
-def draw_shifts(n_tokens: int, n_shifts: int, margin: int, seed: int) -> Int[ndarray, " shift"]:
+def draw_shifts(n_tokens: int, n_shifts: int, margin: int, stream: Stream) -> Int[ndarray, " shift"]:
     """Random shifts of a sequence of `n_tokens`, different ones, none of them within `margin` tokens of no shift.
 
     Raises ValueError for fewer tokens than that takes.
@@ -26,7 +27,7 @@ def draw_shifts(n_tokens: int, n_shifts: int, margin: int, seed: int) -> Int[nda
     allowed = np.arange(margin, n_tokens - margin + 1)
     check("n_tokens", n_tokens, f"at least {2 * margin + n_shifts - 1}, for {n_shifts} shifts by {margin} or more",
           len(allowed) >= n_shifts)  # fmt: skip
-    return np.random.default_rng(seed).choice(allowed, n_shifts, replace=False)
+    return stream.numpy().choice(allowed, n_shifts, replace=False)
 
 
 def debiased(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hsae.causal_lm import CausalLM, ModelConfig
 from hsae.config import check
 from hsae.files import understanding
+from hsae.streams import Stream
 
 if TYPE_CHECKING:  # importing it takes two seconds, for which our own transformer has no use
     from transformers import PreTrainedModel
@@ -167,12 +168,12 @@ def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> PretrainedLM:
         return PretrainedLM(model, header["context"], header["prefix"]).eval().requires_grad_(False)
 
 
-def untrained(header: dict[str, Any], seed: int) -> PretrainedLM:
+def untrained(header: dict[str, Any], stream: Stream) -> PretrainedLM:
     """A model of the architecture of a converted one, randomly initialised, ready for inference."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**header["huggingface"]), dtype=torch.float32)
+    with stream.seeding():
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**header["huggingface"]), dtype=torch.float32)
     return PretrainedLM(model, header["context"], header["prefix"]).eval().requires_grad_(False)
 
 

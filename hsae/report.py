@@ -149,16 +149,37 @@ HEADLINES = {
     "FVU of x, level 2": ("level2.fvu", None),
     "dead latents, level 2": ("level2.dead_fraction", None),
     "CE recovered (mean), level 2": ("recovered.level2.ce_recovered_mean", None),
-    "P(parent | child)": ("hierarchy.p_parent_given_child_decoder", "hierarchy.p_parent_given_child_null_decoder"),
-    "mean U of children": ("information.u_children", "information.u_others"),
+    **{
+        f"{title}{note}": (f"hierarchy.{name}{suffix}", f"hierarchy.{name}_null{suffix}")
+        for name, title in {
+            "p_parent_given_child": "P(parent | child)",
+            "explained_by_parent": "explained by parent",
+            "u_children": "U of children",
+            "sibling_cosine": "cosine of siblings",
+            "groups": "active groups",
+        }.items()
+        for suffix, note in (
+            ("_decoder" * (name == "p_parent_given_child"), ""),
+            ("_coactivation", " (co-activation)"),
+        )
+    },
+    "P(parent | child) beyond chance": ("hierarchy.p_parent_given_child_beyond_chance_decoder", None),
+    "P beyond chance (co-activation)": ("hierarchy.p_parent_given_child_beyond_chance_coactivation", None),
+    "share of weight from the parent": ("hierarchy.top_share", None),
     "parents that share information": ("information.parents_with_child", None),
     "AMI of groups and characters": ("ami.current_character", None),
 }
-"""Headlines of the controls: where metrics/control/*.json has the number, and its null."""
+"""Headlines of the controls: where metrics/control/*.json has the number, and its null.
+
+Parents are those by the decoder where nothing else is said.
+"""
 
 
 def controls(results: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """metrics/control/*.json by control, for `control_plots.controls`. Columns: control, headline, value, null."""
+    """metrics/control/*.json by control, for `control_plots.controls`. Columns: control, headline, value, null.
+
+    `untrained` of metrics/hsae.json may be one of them.
+    """
     numbers = {name: config.flatten(result) for name, result in results.items()}
     rows = [
         (name, headline, found.get(value), found.get(null or ""))

@@ -1,14 +1,15 @@
 """What latents tell: level 2 of its children at level 1, and the latents of both levels of what the text is like.
 
 As h2 is a function of h1, their joint information is H(h2) whatever the model; so latents are looked at one by one.
-Pairs are chosen on the first half of the tokens and tested on the second: the choice cannot flatter the test.
+Bins, pairs and labels are chosen on the first half of the tokens, and all that is reported is of the second: the choice
+cannot flatter the test.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int, Int8, Shaped
+from jaxtyping import Float, Int, Int8, Integer, Shaped
 from numpy import ndarray
 from scipy import stats
 
@@ -16,6 +17,8 @@ from hsae.config import check, check_positive
 from hsae.information import entropies, quantile_bins
 from hsae.nulls import debiased, draw_shifts, shift_test
 from hsae.probes import ProbeConfig
+from hsae.samples import Record, record
+from hsae.streams import Stream
 
 MOST_CHILDREN = 16  # their on-off patterns are numbered: 2^16
 MOST_CLASSES = 127  # of a label: an encyclopedia has thousands of characters, nearly all of them rare
@@ -25,10 +28,10 @@ MOST_CLASSES = 127  # of a label: an encyclopedia has thousands of characters, n
 class InformationConfig:
     """Section `mutual_information`: `tokens` from the start of the test split, `bins` of positive activations.
 
-    `screening_shifts` debias all pairs on the first half of the tokens; `candidates` children of every parent are then
-    tested on the second half, against `shifts`, at a false discovery rate of `fdr`. `children` are the numbers of
-    children that a parent's entropy is conditioned on. `probe` is trained on the validation split and scored on
-    the second half of the test split.
+    `screening_shifts` debias all pairs on either half of the tokens; `candidates` children of every parent, chosen on
+    the first half, are tested on the second, against `shifts`, at a false discovery rate of `fdr`. `children` are the
+    numbers of children that a parent's entropy is conditioned on. `probe` is trained on the validation split and scored
+    on the second half of the test split.
     """
 
     tokens: int
@@ -38,7 +41,6 @@ class InformationConfig:
     candidates: int
     fdr: float
     children: list[int]
-    seed: int
     probe: ProbeConfig
 
     def __post_init__(self) -> None:
@@ -54,14 +56,16 @@ class InformationConfig:
 class Levels:
     """Information between the latents of two levels, and all else that `summarize` needs."""
 
+    screened: Float[ndarray, "parent child"]
+    """Information, debiased, in nats, on the first half of the tokens: it chooses."""
     information: Float[ndarray, "parent child"]
-    """Debiased, in nats, on the first half of the tokens."""
+    """The same on the second half."""
     entropy: Float[ndarray, " parent"]
-    """H(h2_j) of the binned parents on the first half."""
+    """H(h2_j) of the binned parents on the second half."""
     alive: Int[ndarray, " live_parent"]
     """Parents that are active in both halves."""
     alive_children: Int[ndarray, " live_child"]
-    """Children that are active in the first half."""
+    """Children that are active in both halves."""
     weight: Float[ndarray, "parent child"]
     """Level-2 decoder."""
     strongest: Int[ndarray, " child"]
@@ -81,43 +85,66 @@ def examine(
     W_dec: Float[ndarray, "parent child"],
     margin: int,
     config: InformationConfig,
+    stream: Stream,
 ) -> Levels:
-    """Screen and test the binned latents (`information.quantile_bins`) of two levels, in the order of the text.
+    """Screen and test the binned latents (`binned`) of two levels, in the order of the text.
 
     Tested are, of every parent, the `candidates` children that share most information with it, and of every child its
     parent by the decoder, which was trained on other text. q counts all of these and no other pair. u is the share of
     the parent's entropy that the child tells, I / H(h2_j). No shift is within `margin` tokens of 0.
     """
     n = len(h1) // 2
-    first, second = slice(0, n), slice(n, 2 * n)
-    information = debiased(h1[first], h2[first], draw_shifts(n, config.screening_shifts, margin, config.seed)).T
-    active = [(half > 0).any(0) for half in (h1[first], h2[first], h2[second])]
-    strongest = np.where((W_dec.max(0) > 0) & active[0], W_dec.argmax(0), -1)
-    alive = np.flatnonzero(active[1] & active[2])
-    pairs = _pairs(information, strongest, alive, config.candidates).rename(columns={"child": "x", "parent": "y"})
-    shifts = draw_shifts(n, config.shifts, margin, config.seed + 1)
-    tested = shift_test(h1[second], h2[second], pairs, shifts).rename(columns={"x": "child", "y": "parent"})
-    entropy, parent, child = entropies(h2[second]), tested["parent"].to_numpy(), tested["child"].to_numpy()
+    first, second = (h1[:n], h2[:n]), (h1[n : 2 * n], h2[n : 2 * n])
+    screening, measuring = (
+        draw_shifts(n, config.screening_shifts, margin, stream.of("shifts of the half that", does))
+        for does in ("chooses", "is measured")
+    )
+    screened, information = debiased(*first, screening).T, debiased(*second, measuring).T
+    alive_children, alive = ((a > 0).any(0) & (b > 0).any(0) for a, b in zip(first, second, strict=True))
+    strongest = np.where((W_dec.max(0) > 0) & alive_children, W_dec.argmax(0), -1)
+    alive_children, alive = np.flatnonzero(alive_children), np.flatnonzero(alive)
+    pairs = _pairs(screened, strongest, alive, config.candidates).rename(columns={"child": "x", "parent": "y"})
+    shifts = draw_shifts(n, config.shifts, margin, stream.of("shifts that pairs are tested against"))
+    tested = shift_test(*second, pairs, shifts).rename(columns={"x": "child", "y": "parent"})
+    entropy, parent, child = entropies(second[1]), tested["parent"].to_numpy(), tested["child"].to_numpy()
     tested = tested.assign(
         u=tested["information"] / entropy[parent],
         weight=W_dec[parent, child],
         is_child=strongest[child] == parent,
     )
-    return Levels(information, entropies(h2[first]), alive, np.flatnonzero(active[0]), W_dec, strongest, tested)
+    return Levels(screened, information, entropy, alive, alive_children, W_dec, strongest, tested)
+
+
+def binned(acts: Float[ndarray, "token latent"], n_bins: int) -> Int8[ndarray, "token latent"]:
+    """Bins (`information.quantile_bins`) of all tokens, cut on the first half of them."""
+    return quantile_bins(acts, n_bins, acts[: len(acts) // 2])
+
+
+def samples(offsets: Integer[ndarray, " token"], *others: str) -> list[Record]:
+    """What is chosen on the first half of the tokens of the test split, at these offsets, and scored on the second.
+
+    Beside what `examine` chooses these are the `others`.
+    """
+    n = len(offsets) // 2
+    return [
+        one
+        for what in ("bins of both levels", "candidate children", *others)
+        for one in (record(what, "chosen", "test", offsets[:n]), record(what, "scored", "test", offsets[n : 2 * n]))
+    ]
 
 
 def _pairs(
-    information: Float[ndarray, "parent child"],
+    screened: Float[ndarray, "parent child"],
     strongest: Int[ndarray, " child"],
     alive: Int[ndarray, " live_parent"],
     candidates: int,
 ) -> pd.DataFrame:
     """What is tested, without repetition. Columns: parent, child."""
-    best = top_children(information, candidates)[alive]
-    screened = pd.DataFrame({"parent": np.repeat(alive, best.shape[1]), "child": best.ravel()})
+    best = top_children(screened, candidates)[alive]
+    best_pairs = pd.DataFrame({"parent": np.repeat(alive, best.shape[1]), "child": best.ravel()})
     children = np.flatnonzero(np.isin(strongest, alive))
     decoded = pd.DataFrame({"parent": strongest[children], "child": children})
-    return pd.concat([screened, decoded]).drop_duplicates().sort_values(["parent", "child"], ignore_index=True)
+    return pd.concat([best_pairs, decoded]).drop_duplicates().sort_values(["parent", "child"], ignore_index=True)
 
 
 def top_children(information: Float[ndarray, "parent child"], m: int) -> Int[ndarray, "parent m"]:
@@ -135,7 +162,7 @@ def summarize(levels: Levels, fdr: float) -> dict[str, float | int | None]:
     - weight_correlation: Spearman's of information and decoder weight over all `weight_pairs` pairs of live latents,
       most of which have hardly any weight; weight_correlation_children: over the decoder's `children` alone
 
-    The means and the correlation are of the first half, over pairs that no information has chosen.
+    The means and the correlation are of the second half, over pairs that no information has chosen.
     """
     significant = levels.tested[levels.tested["q"] <= fdr]
     pairs = live_pairs(levels)
@@ -157,7 +184,7 @@ def summarize(levels: Levels, fdr: float) -> dict[str, float | int | None]:
 
 
 def live_pairs(levels: Levels) -> pd.DataFrame:
-    """All pairs of live latents. Columns: parent, child, information and u (of the first half), weight, is_child."""
+    """All pairs of live latents. Columns: parent, child, information and u (of the second half), weight, is_child."""
     parent, child = (grid.ravel() for grid in np.meshgrid(levels.alive, levels.alive_children, indexing="ij"))
     return pd.DataFrame(
         {
@@ -177,9 +204,10 @@ def headline(
     W_dec: Float[ndarray, "parent child"],
     margin: int,
     config: InformationConfig,
+    stream: Stream,
 ) -> dict[str, float | int | None]:
     """`summarize` of a model's activations, in the order of the text, and its level-2 decoder."""
-    levels = examine(quantile_bins(h1, config.bins), quantile_bins(h2, config.bins), W_dec, margin, config)
+    levels = examine(binned(h1, config.bins), binned(h2, config.bins), W_dec, margin, config, stream)
     return summarize(levels, config.fdr)
 
 
@@ -198,7 +226,7 @@ def conditional_entropy_shares(
     n, n_bins = len(h1) // 2, int(h2.max(initial=0)) + 1
     active, parents = np.ascontiguousarray(h1[: 2 * n].T > 0), np.ascontiguousarray(h2[: 2 * n].T)
     shares = []
-    for parent, children in zip(levels.alive, top_children(levels.information, m)[levels.alive], strict=True):
+    for parent, children in zip(levels.alive, top_children(levels.screened, m)[levels.alive], strict=True):
         cells = parents[parent].astype(int)
         for bit, child in enumerate(children):
             cells += active[child] * (n_bins << bit)
@@ -230,6 +258,7 @@ def label_information(
     names: list[str],
     margin: int,
     config: InformationConfig,
+    stream: Stream,
 ) -> pd.DataFrame:
     """Of every live latent the label that it tells most of, tested. Rows are latents; silent ones are left out.
 
@@ -240,11 +269,11 @@ def label_information(
     n = len(latents) // 2
     entropy = [np.maximum(entropies(half), 1e-12) for half in (labels[:n], labels[n : 2 * n])]
     alive = np.flatnonzero((latents[:n] > 0).any(0) & (latents[n : 2 * n] > 0).any(0))
-    shifts = draw_shifts(n, config.screening_shifts, margin, config.seed)
+    shifts = draw_shifts(n, config.screening_shifts, margin, stream.of("shifts that labels are chosen by"))
     shares = debiased(latents[:n, alive], labels[:n], shifts) / entropy[0]
     best = shares.argmax(1) if len(alive) else alive
     pairs = pd.DataFrame({"x": alive, "y": best})
-    shifts = draw_shifts(n, config.shifts, margin, config.seed + 1)
+    shifts = draw_shifts(n, config.shifts, margin, stream.of("shifts that labels are tested against"))
     tested = shift_test(latents[n : 2 * n], labels[n : 2 * n], pairs, shifts)
     chosen = pd.DataFrame({"latent": alive, "label": np.array(names)[best]})
     measured = tested.assign(u=tested["information"] / entropy[1][best])[["information", "p", "q", "u"]]

@@ -19,7 +19,7 @@ from hsae.config import check
 from hsae.experiments import Recipe, read_recipe
 from hsae.files import read_json, write_json
 from hsae.run import LOCK
-from hsae.sweep_config import SCHEMAS, AnySweep, Comparison, load
+from hsae.sweep_config import LANGUAGE_MODEL_SEEDS, SCHEMAS, AnySweep, Comparison, load
 from hsae.sweep_results import collect
 
 
@@ -66,6 +66,11 @@ def the_same(activations: dict[str, str | None]) -> str | None:
     return activations[first]
 
 
+def same_language_model(overrides: dict[str, Any], params: dict[str, Any]) -> bool:
+    """Whether an experiment has the language model of these parameters: others have other activations."""
+    return all(overrides.get(key, params.get(key)) == params.get(key) for key in LANGUAGE_MODEL_SEEDS)
+
+
 def share(text: str) -> slice:
     """Which of a sweep's experiments `i/n` means: every n-th from the i-th on, counted from 1.
 
@@ -108,7 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
         if options.share is None and (done or kept):
             locks = {name: experiments.git("show", f"{commit}:dvc.lock") for name, commit in done.items()}
             activations = dict.fromkeys(kept, here) | {n: activations_of(lock, recipe) for n, lock in locks.items()}
-            _collect(options.sweep, sweep, names, done, kept, the_same(activations))
+            of_this_model = [names[run] for run, values in runs.items() if same_language_model(values, recipe.params)]
+            activations = {name: activations[name] for name in of_this_model if name in activations}
+            _collect(options.sweep, sweep, names, done, kept, the_same(activations) if activations else here)
     except (ValueError, OSError) as error:
         sys.exit(f"error: sweep: {error}")
     except KeyboardInterrupt:
@@ -132,7 +139,7 @@ def _collect(
 ) -> None:
     """Write what is known of a sweep's experiments, finished or kept, into metrics/ and plots/."""
     by_name = {
-        name: {k: v for path in sweep.metrics for k, v in read_committed(commit, path).items()}
+        name: sweep.content({path: read_committed(commit, path) for path in sweep.metrics})
         for name, commit in done.items()
     }
     by_name |= kept

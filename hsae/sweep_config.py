@@ -10,9 +10,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hsae import presets, variants
-from hsae.config import check, flatten
+from hsae.config import check, check_positive, flatten
 
 SWEEPS = Path(__file__).parent / "sweeps"
+LANGUAGE_MODEL_SEEDS = ("train_transformer.seed", "extract_activations.seed")
 
 
 @dataclass
@@ -42,6 +43,10 @@ class Sweep:
             for condition in self.conditions
             for seed in self.seeds
         }
+
+    def content(self, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """What an experiment is known by, given its metrics files by their paths: the keys of all."""
+        return {key: value for metrics in files.values() for key, value in metrics.items()}
 
     def overrides(self, condition: str, params: dict[str, Any]) -> dict[str, Any]:
         """What a condition changes beside the seed: the budget, then its preset, then its own values.
@@ -136,12 +141,43 @@ class GroundTruth(Sweep):
         check("reference", self.reference, f"one of {', '.join(allowed)}", self.reference in allowed)
 
 
-AnySweep = Ablations | Frontier | Comparison | GroundTruth
+@dataclass
+class Controls(Sweep):
+    """One condition: the HSAE proper, which is the `reference`, against its controls, seed by seed.
+
+    Each language model, of a seed of its own, serves `seeds_per_language_model` seeds in turn. A metrics file is a
+    control's, whose name it has.
+    """
+
+    reference: str
+    seeds_per_language_model: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("conditions", list(self.conditions), "one", len(self.conditions) == 1)
+        check_positive(self, ["seeds_per_language_model"])
+        allowed = [Path(path).stem for path in self.metrics]
+        check("reference", self.reference, f"one of {', '.join(allowed)}", self.reference in allowed)
+
+    def runs(self, params: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+        """As of every sweep, and the seeds of the language model."""
+        return {
+            run: values | dict.fromkeys(LANGUAGE_MODEL_SEEDS, run[1] // self.seeds_per_language_model)
+            for run, values in super().runs(params).items()
+        }
+
+    def content(self, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The metrics of each control, by its name."""
+        return {Path(path).stem: metrics for path, metrics in files.items()}
+
+
+AnySweep = Ablations | Frontier | Comparison | GroundTruth | Controls
 SCHEMAS: dict[str, type[AnySweep]] = {
     "ablations": Ablations,
     "frontier": Frontier,
     "comparison": Comparison,
     "recovery": GroundTruth,
+    "controls": Controls,
 }
 
 

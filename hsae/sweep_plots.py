@@ -1,4 +1,4 @@
-"""Figures of sweeps: conditions against a reference, methods against one of them, and their frontiers."""
+"""Figures of sweeps: conditions or controls against a reference, methods against one of them, and their frontiers."""
 
 from typing import Any
 
@@ -69,6 +69,28 @@ def known_hierarchies(summary: dict[str, dict[str, Any]], labels: dict[str, str]
     handles.append(Line2D([], [], color="black", markerfacecolor="white", label=same, **look))
     figure.supxlabel("mean over seeds and 95% interval", fontsize="medium")
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def controls_over_seeds(summary: dict[str, dict[str, Any]], labels: dict[str, str], reference: str) -> Figure:
+    """A panel per metric, a row in it per control, the `reference` first: means over seeds and their 95% intervals.
+
+    `summary`: control -> metric -> entries of metrics/controls.json; `labels`: metric -> title, in their order. A
+    marker is hollow unless p_holm < .05 tells the control from the reference.
+    """
+    names = [reference, *(name for name in summary if name != reference)]
+    shown = [metric for metric in labels if any(metric in own for own in summary.values())]
+    figure, panels = plots.panel_grid(shown, 0.75 + 0.3 * len(names))
+    for metric, axes in panels.items():
+        for y, name in enumerate(names):
+            if metric in summary[name]:
+                _mean_and_interval(axes, y, summary[name][metric], "C0", filled=name == reference)
+        axes.set_title(labels[metric], fontsize="medium")
+        axes.set_yticks(np.arange(len(names)), [name.replace("_", " ") for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    note = f"hollow: not different from {reference} (p ≥ .05 after Holm)"
+    figure.supxlabel(f"mean over seeds and 95% interval; {note}", fontsize="medium")
     return figure
 
 

@@ -13,8 +13,15 @@ from hsae.context_bootstrap import Run, intervals
 from hsae.files import write_csv, write_figure, write_json
 from hsae.statistics import at_matched_l0, bootstrap_interval, holm, paired_comparison
 from hsae.streams import Stream
-from hsae.sweep_config import Ablations, AnySweep, Claim, Comparison, Frontier, GroundTruth
-from hsae.sweep_plots import SIGNIFICANT, comparison_table, frontier, known_hierarchies, paired_differences
+from hsae.sweep_config import Ablations, AnySweep, Claim, Comparison, Controls, Frontier, GroundTruth
+from hsae.sweep_plots import (
+    SIGNIFICANT,
+    comparison_table,
+    controls_over_seeds,
+    frontier,
+    known_hierarchies,
+    paired_differences,
+)
 
 
 def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
@@ -23,7 +30,7 @@ def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
         {"condition": condition, "seed": seed, "metric": metric, "value": np.nan if value is None else float(value)}
         for (condition, seed), content in results.items()
         for metric, value in flatten(content).items()
-        if not isinstance(value, str)
+        if not isinstance(value, str | list)
     ]
     return pd.DataFrame(rows, columns=["condition", "seed", "metric", "value"])
 
@@ -126,10 +133,26 @@ def known(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
     return tidy(by_method)
 
 
+def by_control(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
+    """`tidy` rows whose conditions are the controls."""
+    return tidy({(name, seed): own for (_, seed), content in results.items() for name, own in content.items()})
+
+
+def differences(sweep: AnySweep, frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """`compare` with the sweep's reference; of controls the other way round, so that it is what training has found."""
+    comparisons = compare(frame, metrics, sweep.reference)
+    if not isinstance(sweep, Controls) or comparisons.empty:
+        return comparisons
+    signs = {"difference": -comparisons["difference"], "low": -comparisons["high"], "high": -comparisons["low"]}
+    return comparisons.assign(**signs)
+
+
 def compared(sweep: AnySweep, results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
-    """`tidy` rows of what a sweep compares: methods, or its conditions."""
+    """`tidy` rows of what a sweep compares: methods, controls, or its conditions."""
     if isinstance(sweep, Comparison):
         return methods(results)
+    if isinstance(sweep, Controls):
+        return by_control(results)
     return known(results) if isinstance(sweep, GroundTruth) else tidy(results)
 
 
@@ -203,13 +226,15 @@ def collect(
     else:
         table = frame = compared(sweep, results)
         shown, figure = list(sweep.headline), None
-    comparisons = compare(frame, shown, sweep.reference)
+    comparisons = differences(sweep, frame, shown)
     summary = summarize(frame, comparisons, shown)
     result["reference"] = sweep.reference
     if isinstance(sweep, Ablations):
         result["overrides"] = {condition: flatten(values) for condition, values in sweep.conditions.items()}
         result["conditions"] = summary
         result["claims"] = judge(comparisons, sweep.claims)
+    elif isinstance(sweep, Controls):
+        result["controls"] = summary
     else:
         result["methods"] = summary
     if isinstance(sweep, Comparison):
@@ -220,10 +245,13 @@ def collect(
         figure = comparison_table(summary, sweep.headline, sweep.reference)
     elif isinstance(sweep, GroundTruth):
         figure = known_hierarchies(summary, sweep.headline, sweep.reference)
+    elif isinstance(sweep, Controls):
+        figure = controls_over_seeds(summary, sweep.headline, sweep.reference)
     elif isinstance(sweep, Ablations):
         labelled = comparisons.replace({"metric": sweep.headline})
         figure = paired_differences(labelled, sweep.reference) if len(comparisons) else None
     write_csv(Path(f"metrics/{name}.csv"), table)
     write_json(Path(f"metrics/{name}.json"), result)
     if figure:
-        write_figure(Path(f"plots/{name}.png"), figure)
+        # plots/controls.png is the pipeline's, of one run.
+        write_figure(Path(f"plots/{name}{'_sweep' if isinstance(sweep, Controls) else ''}.png"), figure)

@@ -11,15 +11,15 @@ from torch import Tensor
 from hsae import information_plots, probes, run
 from hsae import shared_information as shared
 from hsae.activations import Store
+from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
-from hsae.information import quantile_bins
+from hsae.hierarchical import HierarchicalSAE
 from hsae.labels import CONTEXT, context_labels
-from hsae.shared_information import InformationConfig
+from hsae.shared_information import InformationConfig, Levels
+from hsae.streams import Stream
 from stages.clusters import read_clusters
 from stages.files import read_store
-from stages.trained import read_flat, read_hsae
-
-LEVELS = ("hsae_level1", "hsae_level2")
+from stages.trained import read_flat, read_hsae, read_untrained_hsae
 
 
 def main() -> None:
@@ -27,19 +27,19 @@ def main() -> None:
     with run.stage("mutual_information") as stage:
         device = stage.device()
         config = stage.params(InformationConfig, "mutual_information")
-        encoders, W_dec = _encoders(stage, device)
+        stream = stage.params(DictionaryConfig).stream("mutual_information")
+        hsae, untrained = read_hsae(stage, device), read_untrained_hsae(stage, device)
+        encoders = _encoders(stage, hsae, device)
         val, test = (read_store(stage, split, device) for split in ("val", "test"))
         half = len(test) // (2 * test.context) * test.context
         n_tokens = min(config.tokens, half) // test.context * test.context
         y_val, y_test = _classes(stage, val, test)
 
-        x_val, x_pairs, x_score = val.x(slice(None)), test.x(slice(0, n_tokens)), test.x(slice(half, 2 * half))
-        h1, h2 = (quantile_bins(encoders[name](x_pairs).cpu().numpy(), config.bins) for name in LEVELS)
-        levels = shared.examine(h1, h2, W_dec, test.context, config)
-        of_labels = {
-            name: shared.label_information(acts, y_test[:n_tokens], CONTEXT, test.context, config)
-            for name, acts in zip(LEVELS, (h1, h2), strict=True)
-        }
+        pairs, labels = test.x(slice(0, n_tokens)), y_test[:n_tokens]
+        levels, of_levels = _of_levels(hsae, pairs, labels, test.context, config, stream.of("trained"))
+        _, by_chance = _of_levels(untrained, pairs, labels, test.context, config, stream.of("untrained"))
+
+        x_val, x_score = val.x(slice(None)), test.x(slice(half, 2 * half))
         y_score = y_test[half : 2 * half]
         bounds = pd.concat(
             probes.compare(encode(x_val), encode(x_score), y_val, y_score, CONTEXT, test.context, config.probe)
@@ -50,21 +50,43 @@ def main() -> None:
             "n_tokens": n_tokens,
             "n_tokens_probes": len(x_score),
             "n_shifts": config.shifts,
-            "levels": shared.summarize(levels, config.fdr),
-            "conditional_entropy": shared.conditional_entropies(h1, h2, levels, config.children),
-            "labels": {name: shared.summarize_labels(tested, config.fdr) for name, tested in of_labels.items()},
+            **of_levels,
+            "untrained": by_chance,
             "probes": probes.nested(bounds),
+            "samples": shared.samples(
+                test.activations.offsets[:n_tokens].numpy(), "children that entropies are conditioned on", "best labels"
+            ),
         }
         write_json(Path("metrics/mutual_information.json"), metrics)
         write_csv(Path("plots/mutual_information.csv"), levels.tested)
         write_csv(Path("plots/probe_bounds.csv"), bounds)
         figures = {
-            "mutual_information": information_plots.information_heatmap(levels.u, W_dec),
+            "mutual_information": information_plots.information_heatmap(levels.u, levels.weight),
             "information_weight": information_plots.information_weight(shared.live_pairs(levels)),
             "probe_bounds": information_plots.probe_bounds(bounds),
         }
         for name, figure in figures.items():
             write_figure(Path(f"plots/{name}.png"), figure)
+
+
+def _of_levels(
+    model: HierarchicalSAE, x: Tensor, labels: np.ndarray, margin: int, config: InformationConfig, stream: Stream
+) -> tuple[Levels, dict[str, object]]:
+    """What a model's levels tell of each other and of labels, and what metrics/mutual_information.json has of it."""
+    acts = {"hsae_level1": model.level1.encode, "hsae_level2": model.encode_h2}
+    bins = {name: shared.binned(_in_batches(encode)(x).cpu().numpy(), config.bins) for name, encode in acts.items()}
+    h1, h2 = bins.values()
+    W_dec = model.level2.W_dec.detach().cpu().numpy()
+    levels = shared.examine(h1, h2, W_dec, margin, config, stream.of("levels"))
+    tested = {
+        name: shared.label_information(own, labels, CONTEXT, margin, config, stream.of("labels", name))
+        for name, own in bins.items()
+    }
+    return levels, {
+        "levels": shared.summarize(levels, config.fdr),
+        "conditional_entropy": shared.conditional_entropies(h1, h2, levels, config.children),
+        "labels": {name: shared.summarize_labels(own, config.fdr) for name, own in tested.items()},
+    }
 
 
 def _classes(stage: run.Stage, val: Store, test: Store) -> tuple[np.ndarray, np.ndarray]:
@@ -77,9 +99,8 @@ def _classes(stage: run.Stage, val: Store, test: Store) -> tuple[np.ndarray, np.
     return y_val, y_test
 
 
-def _encoders(stage: run.Stage, device: torch.device) -> tuple[dict[str, Callable[[Tensor], Tensor]], np.ndarray]:
-    """What encodes normalised activations, by name, and the level-2 decoder."""
-    hsae = read_hsae(stage, device)
+def _encoders(stage: run.Stage, hsae: HierarchicalSAE, device: torch.device) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What encodes normalised activations, by name."""
     flat = {name: read_flat(stage, name, device) for name in ("topk", "topk_level2")}
     kmeans = read_clusters(stage, "kmeans", device)
     encoders = {
@@ -90,7 +111,7 @@ def _encoders(stage: run.Stage, device: torch.device) -> tuple[dict[str, Callabl
         "kmeans": lambda x: kmeans.reconstruct(x)[0],
         "activations": lambda x: x,
     }
-    return {name: _in_batches(encode) for name, encode in encoders.items()}, hsae.level2.W_dec.detach().cpu().numpy()
+    return {name: _in_batches(encode) for name, encode in encoders.items()}
 
 
 def _in_batches(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

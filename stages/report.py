@@ -55,6 +55,7 @@ def main(curves: list[str], controls: list[str]) -> None:
         edges = pd.read_csv(stage.input("plots/edges.csv"))
         latents = report.hierarchy(edges, h1, h2, test, tokens, vocabulary, settings)
         results = {name: read_json(stage.input(f"metrics/control/{name}.json")) for name in controls}
+        results["untrained"] = read_json(stage.input("metrics/hsae.json"))["untrained"]
         figures = {
             "train_transformer": plots.loss_curve(pd.read_csv(stage.input("plots/train_transformer.csv"))),
             "dictionaries": plots.dictionaries(rows, "ce_recovered_mean", "loss recovered (mean ablation)"),

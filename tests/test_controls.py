@@ -1,12 +1,15 @@
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from hsae import controls
+from hsae import controls, variants
 from hsae.activations import Activations, Normalizer, Store
 from hsae.controls import ControlConfig, Training, contexts, hold_decoder, of_transformer, shuffled
+from hsae.curriculum import phase2, phase3
 from hsae.dictionary import Activation, DictionaryConfig, LatentConfig, Start
 from hsae.evaluation import evaluate
 from hsae.feature_clustering import FeatureClusteringConfig
@@ -15,11 +18,14 @@ from hsae.latent_classes import Text
 from hsae.losses import Coefficients
 from hsae.probes import ProbeConfig
 from hsae.sae import SAE
+from hsae.samples import shared
 from hsae.shared_information import InformationConfig
-from hsae.sharpening import Sharpening
+from hsae.sharpening import Sharpening, phase1
+from hsae.streams import Stream
 from hsae.training import Phase
 from tests.conftest import CONTEXT, N_VOCAB
 
+STREAM = Stream(0, "test")
 PHASE = Phase(epochs=4, batch_size=40, lr=3e-3, decay_fraction=0.2, anneal_fraction=0.2)
 TRAINING = Training(
     coefficients=Coefficients(0.01, 0.02, 0.02, 0.0001, 1.5, 1.0, 4.0, 8.0, 0.01),
@@ -46,9 +52,9 @@ def random_order(store: Store) -> Store:
 def test_random_decoders_are_the_same_to_the_bit_whatever_they_are_trained_on(store, activation, start):
     latents = replace(TRAINING.latents, activation=activation, init_level2=start)
     settings = replace(TRAINING, latents=latents)
-    model = controls.train(store, settings, random_decoder=True)
-    other = controls.train(shuffled(store, seed=1), settings, random_decoder=True)
-    untouched = controls.train(store, settings.shortened(0), random_decoder=True)
+    model = controls.train(store, settings, True, STREAM)
+    other = controls.train(shuffled(store, STREAM), settings, True, STREAM)
+    untouched = controls.train(store, settings.shortened(0), True, STREAM)
     for level in controls.LEVELS:
         W_dec, W_enc = (getattr(getattr(model, level), name) for name in ("W_dec", "W_enc"))
         assert torch.equal(W_dec, getattr(other, level).W_dec)
@@ -59,8 +65,8 @@ def test_random_decoders_are_the_same_to_the_bit_whatever_they_are_trained_on(st
 
 
 def test_trained_decoders_move_and_training_repeats_to_the_bit(store: Store):
-    model, again = (controls.train(store, TRAINING, random_decoder=False) for _ in range(2))
-    untouched = controls.train(store, TRAINING.shortened(0), random_decoder=False)
+    model, again = (controls.train(store, TRAINING, False, STREAM) for _ in range(2))
+    untouched = controls.train(store, TRAINING.shortened(0), False, STREAM)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
     assert not torch.equal(model.level1.W_dec, untouched.level1.W_dec)
@@ -112,7 +118,8 @@ def test_contexts_of_a_shuffled_store_are_whole_and_those_that_it_shows_first(st
 
 def test_a_transformer_fills_stores_as_the_one_that_they_are_of(store: Store, gpt: GPT, corpus_tokens: torch.Tensor):
     some = contexts(random_order(store), 20 * CONTEXT)
-    train, test = of_transformer(gpt, some, store, corpus_tokens)
+    train, val, test = of_transformer(gpt, some, [some, store], corpus_tokens)
+    torch.testing.assert_close(val.activations.acts, some.activations.acts)
     torch.testing.assert_close(train.activations.acts, some.activations.acts)
     torch.testing.assert_close(test.activations.acts, store.activations.acts)
     assert torch.equal(train.activations.offsets, some.activations.offsets)
@@ -121,36 +128,90 @@ def test_a_transformer_fills_stores_as_the_one_that_they_are_of(store: Store, gp
     torch.testing.assert_close(test.normalizer.mean, expected.mean)
 
 
-def test_an_untrained_transformer_is_the_one_that_training_starts_from(gpt: GPT):
-    torch.manual_seed(3)
-    start = GPT(gpt.config, N_VOCAB)
-    found = untrained({"config": vars(gpt.config), "n_vocab": N_VOCAB}, seed=3)
-    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in start.state_dict().items())
+def test_an_untrained_transformer_has_a_stream_of_its_own(gpt: GPT):
+    header = {"config": vars(gpt.config), "n_vocab": N_VOCAB}
+    found, again, other = (untrained(header, Stream(seed, "test")) for seed in (3, 3, 4))
     assert not found.training
+    torch.manual_seed(3)  # as a transformer that is trained from seed 3 starts
+    start = GPT(gpt.config, N_VOCAB).state_dict()
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+        if "ln" not in name and tensor.dim() > 1:
+            assert not torch.equal(tensor, other.state_dict()[name])
+            assert not torch.equal(tensor, start[name])
 
 
 def test_shuffling_keeps_every_coordinates_values_and_no_row(store: Store):
-    acts, found = store.activations.acts, shuffled(store, seed=0).activations.acts
+    acts, found = store.activations.acts, shuffled(store, STREAM).activations.acts
     assert torch.equal(acts.sort(0).values, found.sort(0).values)
     assert not (acts == found).all(1).any()
     correlations = [np.abs(np.corrcoef(values.T.numpy()) - np.eye(values.shape[1])).max() for values in (acts, found)]
     assert correlations[1] < 0.3 < correlations[0]
-    assert torch.equal(found, shuffled(store, seed=0).activations.acts)
+    assert torch.equal(found, shuffled(store, STREAM).activations.acts)
+    assert not torch.equal(found, shuffled(store, STREAM.of("another")).activations.acts)
+
+
+# Streams
+
+
+class Drawn:
+    """Numbers of all streams that anything is drawn from."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.numbers: list[int] = []
+        number = Stream.number.fget
+        assert number is not None
+
+        def drawn(stream: Stream) -> int:
+            self.numbers.append(number(stream))
+            return self.numbers[-1]
+
+        monkeypatch.setattr(Stream, "number", property(drawn))
+
+    def by(self, draw: Callable[[], object]) -> set[int]:
+        self.numbers.clear()
+        draw()
+        return set(self.numbers)
+
+
+def test_a_control_starts_and_is_trained_as_no_hsae_of_any_seed(store: Store, monkeypatch: pytest.MonkeyPatch):
+    drawn, short = Drawn(monkeypatch), TRAINING.shortened(0.25)
+
+    def proper(seed: int) -> None:
+        """As phases 1 to 3 draw: stages/phase1.py, phase2.py, phase3.py."""
+        dictionary = replace(short.dictionary, seed=seed)
+        c, latents, (width1, width2) = short.coefficients, short.latents, dictionary.widths(store.d_in)
+        weights = dictionary.weights(1)
+        level1 = variants.drawn(latents.activation, store.d_in, width1, k=4, beta=c.beta1, stream=weights)
+        phase1(level1, store, c, short.phase1, short.sharpening, 40, dictionary.stream("phase1"))
+        model, _ = phase2(level1, width2, store, c, short.phase2, latents, dictionary.stream("phase2"))
+        phase3(model, store, c, short.phase3, 40, dictionary.stream("phase3"))
+
+    of_hsae = [drawn.by(partial(proper, seed)) for seed in range(21)]
+    of_controls = [
+        drawn.by(lambda seed=seed: controls.train(store, short, True, Stream(seed, "control"))) for seed in range(3)
+    ]
+    assert min(map(len, [*of_hsae, *of_controls])) >= 5
+    assert not set().union(*of_hsae) & set().union(*of_controls)
+    assert len(set().union(*of_controls)) == sum(map(len, of_controls)), "each seed's are its own"
 
 
 # Headlines
 
 
 def test_headlines_of_a_model_are_numbers_and_a_dead_level_2_has_none(store: Store, gpt: GPT, corpus_tokens):
-    model = controls.train(store, TRAINING, random_decoder=False)
+    model = controls.train(store, TRAINING, False, STREAM)
     offsets = store.activations.offsets.long()
     text = Text(corpus_tokens[offsets].numpy(), corpus_tokens[offsets + 1].numpy(), "abc.\n")
     probe = ProbeConfig(1, 10, [0.1], [0.1], 0.2, 10, 0)
-    information = InformationConfig(240, 2, 2, 10, 2, 0.01, [1], 0, probe)
+    information = InformationConfig(240, 2, 2, 10, 2, 0.01, [1], probe)
     clustering = FeatureClusteringConfig(240, 2, 0.5, 3, 2, 2, 2, 0)
-    found = controls.measure(model, store, text, information, clustering)
+    choose = replace(store, activations=replace(store.activations, offsets=store.activations.offsets + 1000))
+    found = controls.measure(model, choose, store, text, information, clustering, STREAM)
     assert found["n_tokens"] == 240
+    assert shared(found["samples"]) == []
     assert 0 < found["hierarchy"]["p_parent_given_child_decoder"] <= 1
+    assert 0 < found["hierarchy"]["p_parent_given_child_coactivation"] <= 1
     assert 0 < found["information"]["live_parents"] <= 8
     assert found["ami"].keys() >= {"current_character", "next_kind"}
     recovered = controls.loss_recovered(model, gpt, store, corpus_tokens)
@@ -161,10 +222,10 @@ def test_headlines_of_a_model_are_numbers_and_a_dead_level_2_has_none(store: Sto
     with torch.no_grad():
         model.level2.b_enc.fill_(-1e6)
         model.level2.W_dec.zero_()
-    dead = controls.measure(model, store, text, information, clustering)
+    dead = controls.measure(model, choose, store, text, information, clustering, STREAM)
     assert dead["level2"]["dead_fraction"] == 1
     assert dead["hierarchy"]["p_parent_given_child_decoder"] is None
-    assert dead["information"] == {"live_parents": 0, "parents_with_child": None, "u_children": None, "u_others": None}
+    assert dead["information"] == {"live_parents": 0, "parents_with_child": None}
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,17 @@ def test_binning_depends_on_ranks_alone():
     np.testing.assert_array_equal(quantile_bins(acts, 5), quantile_bins(3 * acts, 5))
 
 
+def test_bins_may_be_cut_on_other_tokens_and_what_lies_beyond_them_falls_in_the_last():
+    acts, other = (
+        np.array([[0.5, 1.0], [2.5, 0.0], [9.0, 2.0], [0.0, 3.0]]),
+        np.array([[1.0, 0], [2, 0], [3, -1], [4, 0]]),
+    )
+    bins = quantile_bins(acts, 4, other)
+    assert bins[:, 0].tolist() == [1, 2, 4, 0]
+    assert bins[:, 1].tolist() == [1, 0, 1, 1], "no cuts where the latent was silent"
+    np.testing.assert_array_equal(quantile_bins(acts, 4, acts), quantile_bins(acts, 4))
+
+
 @pytest.mark.parametrize("n_bins", [0, 128])
 def test_a_number_of_bins_out_of_range_is_refused(n_bins: int):
     with pytest.raises(ValueError, match=rf"`n_bins` must be in 1..127; not {n_bins}."):

@@ -8,6 +8,7 @@ from hsae import pretrained
 from hsae.causal_lm import ModelConfig, Source
 from hsae.files import read_tensors, write_tensors
 from hsae.pretrained import PretrainedLM
+from hsae.streams import Stream
 from tests.hf_models import SHAPES, TEXT, save_model, save_tokenizer
 
 CONTEXT = 12
@@ -80,7 +81,7 @@ def test_tokens_stand_for_the_text_piece_by_piece(tmp_path: Path):
 def test_an_untrained_model_is_another_of_the_same_architecture(tmp_path: Path):
     _, ours, tokens = saved(tmp_path, "llama")
     header = read_tensors(tmp_path / "converted.safetensors")[1]
-    first, again, other = (pretrained.untrained(header, seed) for seed in (1, 1, 2))
+    first, again, other = (pretrained.untrained(header, Stream(seed, "test")) for seed in (1, 1, 2))
     assert torch.equal(first(tokens), again(tokens))
     assert not torch.allclose(first(tokens), other(tokens))
     assert first(tokens).shape == ours(tokens).shape

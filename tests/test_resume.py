@@ -144,7 +144,7 @@ def test_a_control_whose_decoders_are_held(store: Store, tmp_path: Path):
     settings = Training(C, replace(LATENTS, init_tokens=64), DictionaryConfig(1, 2.0, 0.5), **phases)  # pyright: ignore
 
     def run(checkpoints: Checkpoints) -> Result:
-        return controls.train(store, settings, True, checkpoints).state_dict(), []
+        return controls.train(store, settings, True, Stream(0, "test"), checkpoints).state_dict(), []
 
     check_resume(run, tmp_path, "control")
 

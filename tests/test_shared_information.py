@@ -8,11 +8,13 @@ import pytest
 from numpy import ndarray
 from scipy import stats
 
-from hsae.information import entropies, quantile_bins
+from hsae.information import entropies
 from hsae.probes import ProbeConfig
+from hsae.samples import shared
 from hsae.shared_information import (
     InformationConfig,
     Levels,
+    binned,
     common_classes,
     conditional_entropies,
     conditional_entropy_shares,
@@ -20,15 +22,18 @@ from hsae.shared_information import (
     headline,
     label_information,
     live_pairs,
+    samples,
     summarize,
     summarize_labels,
     top_children,
 )
+from hsae.streams import Stream
 
 PROBE = ProbeConfig(epochs=1, batch_size=8, lr=[0.1], weight_decay=[0.0], held_out=0.5, resamples=10, seed=0)
 CONFIG = InformationConfig(
-    tokens=1, bins=2, screening_shifts=3, shifts=50, candidates=1, fdr=0.01, children=[1, 2], seed=0, probe=PROBE
+    tokens=1, bins=2, screening_shifts=3, shifts=50, candidates=1, fdr=0.01, children=[1, 2], probe=PROBE
 )
+STREAM = Stream(0, "test")
 N = 4000
 
 
@@ -46,14 +51,14 @@ def hierarchy(seed: int = 0) -> tuple[ndarray, ndarray, ndarray]:
     return h1, h2, W_dec
 
 
-def binned(h1: ndarray, h2: ndarray) -> tuple[ndarray, ndarray]:
-    return quantile_bins(h1, 2), quantile_bins(h2, 2)
+def both(h1: ndarray, h2: ndarray) -> tuple[ndarray, ndarray]:
+    return binned(h1, 2), binned(h2, 2)
 
 
 @pytest.fixture
 def levels() -> Levels:
     h1, h2, W_dec = hierarchy()
-    return examine(*binned(h1, h2), W_dec, 10, CONFIG)
+    return examine(*both(h1, h2), W_dec, 10, CONFIG, STREAM)
 
 
 def test_true_children_are_significant_and_the_unrelated_parent_has_none(levels: Levels):
@@ -71,26 +76,54 @@ def test_pairs_are_the_candidates_and_the_decoders_children_each_once(levels: Le
     pairs = list(zip(levels.tested["parent"], levels.tested["child"], strict=True))
     assert len(set(pairs)) == len(pairs) == 5
     assert levels.tested["weight"].tolist() == [levels.weight[pair] for pair in pairs]
-    wider = examine(*binned(*hierarchy()[:2]), levels.weight, 10, replace(CONFIG, candidates=5))
+    wider = examine(*both(*hierarchy()[:2]), levels.weight, 10, replace(CONFIG, candidates=5), STREAM)
     assert len(wider.tested) == 3 * 5
 
 
 def test_the_choice_of_pairs_does_not_see_the_tokens_of_the_test():
     h1, h2, W_dec = hierarchy()
-    x, y = binned(h1, h2)
+    x, y = both(h1, h2)
     # Parent 2 copies child 0, in the half that is tested alone; and what is screened stays as it was.
     y[N // 2 :, 2] = x[N // 2 :, 0]
-    changed, before = examine(x, y, W_dec, 10, CONFIG), examine(*binned(h1, h2), W_dec, 10, CONFIG)
-    np.testing.assert_array_equal(changed.information, before.information)
+    changed, before = examine(x, y, W_dec, 10, CONFIG, STREAM), examine(*both(h1, h2), W_dec, 10, CONFIG, STREAM)
+    np.testing.assert_array_equal(changed.screened, before.screened)
+    assert (changed.information != before.information).any()
     assert changed.tested[["parent", "child"]].equals(before.tested[["parent", "child"]])
 
 
 def test_the_share_of_a_parents_entropy_is_the_tested_information_over_the_entropy_of_the_same_tokens(levels: Levels):
-    _, y = binned(*hierarchy()[:2])
+    _, y = both(*hierarchy()[:2])
     entropy = entropies(y[N // 2 :])[levels.tested["parent"]]
     np.testing.assert_allclose(levels.tested["u"], levels.tested["information"] / entropy)
-    np.testing.assert_allclose(levels.u[:3], levels.information[:3] / entropies(y[: N // 2])[:3, None])
+    np.testing.assert_allclose(levels.u[:3], levels.information[:3] / entropies(y[N // 2 :])[:3, None])
     assert not levels.u[3].any()
+
+
+def test_bins_are_cut_on_the_first_half_and_what_is_reported_is_of_the_second():
+    h1, h2, W_dec = hierarchy()
+    changed = h1.copy()
+    changed[N // 2 :] *= 3
+    np.testing.assert_array_equal(binned(changed, 2)[: N // 2], binned(h1, 2)[: N // 2])
+    assert (binned(changed, 2) != binned(h1, 2)).any()
+    # Unrelated in the half that chooses: the summary does not see it.
+    x, y = both(h1, h2)
+    y[: N // 2] = np.random.default_rng(7).permutation(y[: N // 2])
+    found, before = (summarize(examine(x, own, W_dec, 10, CONFIG, STREAM), 0.01) for own in (y, both(h1, h2)[1]))
+    assert found["u_children"] == before["u_children"]
+    records = samples(np.arange(10, 10 + N), "labels")
+    assert {one["what"] for one in records} == {"bins of both levels", "candidate children", "labels"}
+    assert shared(records) == []
+
+
+def test_no_two_shifts_are_drawn_from_one_stream(monkeypatch: pytest.MonkeyPatch):
+    h1, h2, W_dec = hierarchy()
+    numbers = []
+    monkeypatch.setattr(Stream, "numpy", lambda self: (numbers.append(self.number), np.random.default_rng(0))[1])
+    examine(*both(h1, h2), W_dec, 10, CONFIG, STREAM.of("levels"))
+    labels = np.zeros((N, 1), np.int8)
+    for level, own in enumerate(both(h1, h2)):
+        label_information(own, labels, ["a"], 10, CONFIG, STREAM.of("labels", level))
+    assert len(numbers) == len(set(numbers)) == 7
 
 
 def test_the_summary_is_of_all_living_pairs(levels: Levels):
@@ -113,24 +146,24 @@ def test_the_summary_is_of_all_living_pairs(levels: Levels):
 
 def test_the_headline_is_the_summary_of_the_binned_activations(levels: Levels):
     h1, h2, W_dec = hierarchy()
-    assert headline(h1, h2, W_dec, 10, CONFIG) == summarize(levels, 0.01)
-    assert headline(7 * h1, 3 * h2, W_dec, 10, CONFIG) == summarize(levels, 0.01)
+    assert headline(h1, h2, W_dec, 10, CONFIG, STREAM) == summarize(levels, 0.01)
+    assert headline(7 * h1, 3 * h2, W_dec, 10, CONFIG, STREAM) == summarize(levels, 0.01)
 
 
 def test_children_of_shuffled_tokens_are_not_found():
     h1, h2, W_dec = hierarchy()
-    found = headline(h1, np.random.default_rng(5).permutation(h2), W_dec, 10, CONFIG)
+    found = headline(h1, np.random.default_rng(5).permutation(h2), W_dec, 10, CONFIG, STREAM)
     assert found["parents_with_child"] == 0
 
 
 def test_a_dead_level_has_a_summary_that_can_be_written():
     silent = np.zeros((400, 2), np.int8)
-    levels = examine(silent, silent, np.ones((2, 2)), 10, CONFIG)
+    levels = examine(silent, silent, np.ones((2, 2)), 10, CONFIG, STREAM)
     found = summarize(levels, 0.01)
     assert (found["live_parents"], found["pairs_tested"], found["parents_with_child"]) == (0, 0, None)
     json.dumps(found, allow_nan=False)
     assert conditional_entropies(silent, silent, levels, [1, 2]) == {}
-    tested = label_information(silent, silent + np.arange(2, dtype=np.int8), ["a", "b"], 10, CONFIG)
+    tested = label_information(silent, silent + np.arange(2, dtype=np.int8), ["a", "b"], 10, CONFIG, STREAM)
     assert tested.empty
     json.dumps(summarize_labels(tested, 0.01), allow_nan=False)
 
@@ -144,7 +177,7 @@ def test_the_strongest_children_come_first_and_there_may_be_fewer():
 
 
 def shares(h1: ndarray, h2: ndarray, m: int) -> ndarray:
-    levels = examine(h1, h2, np.ones((h2.shape[1], h1.shape[1])), 10, CONFIG)
+    levels = examine(h1, h2, np.ones((h2.shape[1], h1.shape[1])), 10, CONFIG, STREAM)
     return conditional_entropy_shares(h1, h2, levels, m)
 
 
@@ -183,7 +216,7 @@ def test_children_that_tell_nothing_leave_all_unknown_however_many_there_are():
 
 
 def test_the_entropies_are_quartiles_over_living_parents(levels: Levels):
-    x, y = binned(*hierarchy()[:2])
+    x, y = both(*hierarchy()[:2])
     found = conditional_entropies(x, y, levels, [1, 2])
     values = conditional_entropy_shares(x, y, levels, 2)
     assert len(values) == 3
@@ -203,7 +236,7 @@ def test_every_latents_best_label_is_the_one_that_it_follows():
     labels = generator.integers(0, 3, (N, 2)).astype(np.int8)
     noise = generator.random(N) < 0.2
     latents = np.stack([labels[:, 1] == 2, (labels[:, 0] == 1) | noise, noise, np.zeros(N)], 1).astype(np.int8)
-    found = label_information(latents, labels, ["a", "b"], 10, CONFIG)
+    found = label_information(latents, labels, ["a", "b"], 10, CONFIG, STREAM)
     assert found["latent"].tolist() == [0, 1, 2]
     assert found["label"].tolist()[:2] == ["b", "a"]
     assert (found["q"] <= 0.01).tolist() == [True, True, False]

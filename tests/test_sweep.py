@@ -16,7 +16,7 @@ from hsae.losses import Coefficients
 from hsae.statistics import paired_comparison
 from hsae.streams import Stream
 from hsae.sweep import activations_of, main, share
-from hsae.sweep_config import SCHEMAS, Ablations, Claim, Comparison, Frontier, GroundTruth, load
+from hsae.sweep_config import SCHEMAS, Ablations, Claim, Comparison, Controls, Frontier, GroundTruth, load
 from hsae.sweep_results import collect, compare, judge, matched, points, summarize, tidy
 from hsae.training import Phase
 
@@ -118,7 +118,9 @@ def test_the_committed_sweeps_change_what_there_is_to_values_that_the_schemas_ta
         Coefficients(**{key: values[key] for key in Coefficients.__annotations__})
         for phase in ("phase1", "phase2", "phase3"):
             Phase(**{key: values[f"{phase}.{key}"] for key in Phase.__annotations__})
-    shared = ("device", "threads", "prepare_data", "train_transformer", "extract_activations")
+    shared = ["device", "threads", "prepare_data"]
+    if name != "controls":  # which train language models of their own
+        shared += ["train_transformer", "extract_activations"]
     assert not [key for overrides in runs.values() for key in overrides if key.split(".")[0] in shared]
 
 
@@ -358,6 +360,89 @@ def test_known_hierarchies_are_collected_by_method_and_difficulty(tmp_path: Path
     assert methods["topk"]["easy.mcc"]["difference"] == -0.4375
     assert "difference" not in methods["topk"]["hard.mcc"], "one seed says nothing"
     assert Path("plots/recovery.png").stat().st_size > 1000
+
+
+def controls_sweep(**changes: Any) -> Controls:
+    values = {
+        "target": "control",
+        "metrics": ["metrics/control/trained.json", "metrics/control/shuffled.json"],
+        "seeds": [0, 1, 2, 3],
+        "budget": {},
+        "conditions": {"default": {}},
+        "headline": {"hierarchy.p": "P", "recovered.ce": "CE"},
+        "reference": "trained",
+        "seeds_per_language_model": 2,
+    }
+    return Controls(**{**values, **changes})
+
+
+def test_each_language_model_of_the_controls_serves_two_seeds():
+    runs = load("controls").runs(committed_params())
+    assert [*runs] == [("default", seed) for seed in range(8)]
+    found = [
+        (values["seed"], values["train_transformer.seed"], values["extract_activations.seed"])
+        for values in runs.values()
+    ]
+    assert found == [(seed, seed // 2, seed // 2) for seed in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conditions": {"a": {}, "b": {}}}, "`conditions` must be one; not ['a', 'b']"),
+        ({"reference": "gone"}, "`reference` must be one of trained, shuffled; not 'gone'"),
+        ({"seeds_per_language_model": 0}, "`seeds_per_language_model` must be above 0; not 0"),
+    ],
+)
+def test_a_bad_description_of_controls_is_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        controls_sweep(**changes)
+
+
+def test_controls_are_collected_with_what_the_trained_one_has_beyond_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    swept = controls_sweep()
+
+    def of_seed(seed: int) -> dict[str, Any]:
+        ours, theirs = {"p": 0.8 + seed / 100, "samples": [{"what": "p"}]}, {"p": 0.5 + seed / 50}
+        files = {
+            "metrics/control/trained.json": {"hierarchy": ours, "recovered": {"ce": 0.9}},
+            "metrics/control/shuffled.json": {"hierarchy": theirs, "recovered": None},
+        }
+        return swept.content(files)
+
+    collect("controls", swept, {("default", seed): of_seed(seed) for seed in range(4)}, [])
+    found = strict("metrics/controls.json")["controls"]
+    assert [*found] == ["trained", "shuffled"]
+    assert found["trained"]["hierarchy.p"]["mean"] == pytest.approx(0.815)
+    assert "difference" not in found["trained"]["hierarchy.p"]
+    shuffled = found["shuffled"]["hierarchy.p"]
+    assert shuffled["difference"] == pytest.approx(0.285), "trained - shuffled"
+    assert shuffled["low"] < 0.285 < shuffled["high"]
+    assert shuffled["p_holm"] < 0.05
+    assert "recovered.ce" not in found["shuffled"], "there is nothing to recover"
+    assert Path("plots/controls_sweep.png").stat().st_size > 1000
+    assert not Path("plots/controls.png").exists(), "that is the pipeline's"
+
+
+def test_other_language_models_have_other_activations(fake: "FakeProject", monkeypatch: pytest.MonkeyPatch):
+    swept = controls_sweep(metrics=["metrics/control/trained.json"], headline={"hierarchy.p": "P"})
+    monkeypatch.setattr(sweep, "load", lambda _: swept)
+    params = {"seed": 0, "train_transformer.seed": 0, "extract_activations.seed": 0}
+    monkeypatch.setattr(sweep, "read_recipe", lambda _: Recipe("control", fake.stages, {}, params))
+    monkeypatch.setattr(
+        experiments, "git", lambda *a: fake.locks[a[1][0]] if "lock" in a[1] else '{"hierarchy": {"p": 1}}'
+    )
+    fake.done = {f"controls-default-{seed}": str(seed) for seed in range(4)}
+    fake.locks = {str(seed): LOCK.format(md5="ab"[seed // 2] * 32) for seed in range(4)}
+    main(["controls", "--collect"])
+    assert strict("metrics/controls.json")["controls"]["trained"]["hierarchy.p"]["n"] == 4
+    assert strict("metrics/sweeps/controls.json")["activations"] == "a" * 32
+    fake.locks["1"] = LOCK.format(md5="c" * 32)  # made on another processor
+    with pytest.raises(SystemExit, match=r"^error: sweep: `controls-default-1` has activations of md5 c"):
+        main(["controls", "--collect"])
 
 
 def test_a_frontier_is_collected_into_points_a_summary_at_matched_l0_and_a_figure(

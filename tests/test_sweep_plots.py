@@ -12,6 +12,7 @@ from hsae.sweep_plots import (
     SMALLEST_FVU,
     WORSE,
     comparison_table,
+    controls_over_seeds,
     frontier,
     known_hierarchies,
     paired_differences,
@@ -147,6 +148,23 @@ def frontier_points() -> pd.DataFrame:
         ("HSAE", 2, "dense", 0, 4.0, 0.4, 0.6), ("k-means", 2, "dense", 0, 1.0, 0.8, np.nan),
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["method", "level", "condition", "seed", "l0", "fvu_h1", "recovered"])
+
+
+def test_controls_have_a_panel_per_metric_the_reference_first_and_hollow_markers_where_nothing_differs():
+    summary = {
+        "shuffled_activations": {"p": cell(0.5, 0.3, 0.01), "u": cell(0.1, 0.01, 0.2)},
+        "trained": {"p": cell(0.8), "u": cell(0.11), "ce": cell(0.9)},
+    }
+    figure = controls_over_seeds(summary, {"u": "U", "p": "P", "ce": "CE", "gone": "?"}, "trained")
+    assert [axes.get_title() for axes in figure.axes] == ["U", "P", "CE"]
+    u, p, ce = figure.axes
+    assert [label.get_text() for label in u.get_yticklabels()] == ["trained", "shuffled activations"]
+    dots = [[c for c in axes.collections if not isinstance(c, LineCollection)] for axes in (u, p, ce)]
+    assert [[np.asarray(dot.get_offsets()).tolist()[0] for dot in own] for own in dots] == [
+        [[0.11, 0], [0.1, 1]], [[0.8, 0], [0.5, 1]], [[0.9, 0]]
+    ]  # fmt: skip
+    hollow = [[to_hex(tuple(np.asarray(dot.get_facecolor())[0])) == "#ffffff" for dot in own] for own in dots]
+    assert hollow == [[False, True], [False, False], [False]]
 
 
 def test_the_frontier_has_a_row_per_level_a_column_per_quantity_and_a_line_per_method(frontier_points: pd.DataFrame):
