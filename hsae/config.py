@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
 
@@ -23,6 +21,9 @@ def load(schema: type[T], section: str | None = None) -> T:
     The schema is a dataclass without defaults: every value lives in params.yaml. Its `__post_init__` checks the ranges.
     Raises ValueError, in one line that names the key, for an unknown or missing key, a wrong type or a bad value.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     params = read_params()
     wanted = [field.name for field in fields(schema)]  # pyright: ignore[reportArgumentType]
     if section is None:
@@ -103,6 +104,8 @@ def _check_numbers(values: dict[str, Any]) -> None:
 
 def _with_numbers(text: str) -> Any:
     """What YAML says, where 3e-4 is a number: PyYAML would read a string."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
 
 

@@ -9,7 +9,7 @@ from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 from torch.nn import functional as F
 
-from hsae import variants
+from hsae import untrained, variants
 from hsae.config import check
 from hsae.gradients import level_gradients
 from hsae.recovery import coactivation
@@ -86,12 +86,25 @@ def meta_sae(
     directions, its activations the scores. What all rows have in common is its bias. From few rows, training ends in
     a local optimum that depends on `stream`. Raises ValueError unless k is in 1..n_latents.
     """
-    x = F.normalize(directions.detach().float()).contiguous()
+    x = _unit_rows(directions)
     model = variants.drawn("batchtopk", x.shape[1], n_latents, k=k, beta=0.0, stream=stream.of("weights")).to(x.device)
     phase = Phase(epochs=META_STEPS, batch_size=len(x), lr=META_LR, decay_fraction=0.2, anneal_fraction=0.0)
     fit("meta-SAE", model, _Rows(x), level_gradients(model), phase, stream, dead_tokens=REVIVE_AFTER * len(x))
     with torch.no_grad():
         return model.W_dec.clone(), model.encode(x).T
+
+
+def untrained_meta_sae(
+    directions: Float[Tensor, "latent d_in"], n_latents: int, k: int, stream: Stream
+) -> tuple[Float[Tensor, "parent d_in"], Float[Tensor, "parent child"]]:
+    """What `meta_sae` returns, of one that has learned nothing: chance."""
+    x = _unit_rows(directions)
+    model = untrained.flat("batchtopk", n_latents, k, x, stream)
+    return model.W_dec.clone(), model.encode(x).T
+
+
+def _unit_rows(directions: Float[Tensor, "latent d_in"]) -> Float[Tensor, "latent d_in"]:
+    return F.normalize(directions.detach().float()).contiguous()
 
 
 def _more_frequent(

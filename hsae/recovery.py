@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hsae.config import check
+from hsae.streams import Stream
 
 TIE_BREAKS = 32
 
@@ -42,11 +43,26 @@ def match_roots(
 ) -> Int[Tensor, " feature"]:
     """Latent of each root, by the F1 of their activations (see `assign`); -1 for features that have a parent.
 
-    For level 2, whose latents have no direction in the space of the features.
+    For level 2, whose latents stand for a root and all its children.
     """
+    return _of_roots(f1_scores(acts, truth), parent_of)
+
+
+def match_root_directions(
+    directions: Float[Tensor, "latent d_in"],
+    features: Float[Tensor, "feature d_in"],
+    parent_of: Int[Tensor, " feature"],
+) -> Int[Tensor, " feature"]:
+    """Latent of each root by |cosine| (see `assign`), of what a level-2 latent adds to x; -1 for all other features."""
+    return _of_roots(_abs_cosines(directions, features), parent_of)
+
+
+def _of_roots(
+    similarity: Float[Tensor, "latent feature"], parent_of: Int[Tensor, " feature"]
+) -> Int[Tensor, " feature"]:
     roots = parent_of < 0
     latent_of = torch.full_like(parent_of, -1)
-    latent_of[roots] = assign(f1_scores(acts, truth[:, roots]))
+    latent_of[roots] = assign(similarity[:, roots])
     return latent_of
 
 
@@ -140,6 +156,12 @@ class EdgeScores(NamedTuple):
     """F1 of as many top-ranked candidates as there are true edges; those that tie at the cut count by their share."""
 
 
+def prevalence(parent_of: Int[Tensor, " feature"]) -> float:
+    """Share of true edges among all ordered pairs of two different features: the precision of a random ranking."""
+    n = len(parent_of)
+    return (parent_of >= 0).sum().item() / (n * (n - 1))
+
+
 def edge_scores(
     scores: Float[Tensor, "parent_latent child_latent"],
     parent_latent_of: Int[Tensor, " feature"],
@@ -165,15 +187,17 @@ def ancestor_scores(
     parent_latent_of: Int[Tensor, " feature"],
     child_latent_of: Int[Tensor, " feature"],
     parent_of: Int[Tensor, " feature"],
+    stream: Stream,
 ) -> tuple[float, float]:
     """Precision and recall of the ancestor-descendant pairs that follow from the |E| best candidates for |E| edges.
 
     The pairs of a set of edges are its transitive closure, without those of a feature with itself. Arguments as in
     `edge_scores`; impossible pairs are never edges, though there be fewer than |E| others, and no pair at all has
-    precision 0. Of the candidates that tie at the cut as many as fit are drawn: the scores are means over 32 draws.
+    precision 0. Of the candidates that tie at the cut as many as fit are drawn by `stream`: the scores are means over
+    32 draws.
     """
     pairs, is_edge = _candidates(scores, parent_latent_of, child_latent_of, parent_of)
-    ancestors, generator = _closure(is_edge), torch.Generator().manual_seed(0)
+    ancestors, generator = _closure(is_edge), stream.torch()
     found = []
     for _ in range(TIE_BREAKS):
         shuffled = torch.randperm(pairs.numel(), generator=generator)

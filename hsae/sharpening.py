@@ -1,6 +1,8 @@
 """Phase 1: level 1 alone, first for its directions and then, with these frozen, for what is active."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from hsae.checkpoint import NOWHERE, Checkpoints
 from hsae.config import check_positive
@@ -8,7 +10,7 @@ from hsae.gradients import level_gradients
 from hsae.losses import Coefficients
 from hsae.sae import SAE
 from hsae.streams import Stream
-from hsae.training import Curve, Phase, Shuffled, fit
+from hsae.training import Curve, Gradients, Phase, Shuffled, fit
 
 
 @dataclass
@@ -38,15 +40,29 @@ def phase1(
     checkpoints: Checkpoints = NOWHERE,
 ) -> Curve:
     """Train level 1 alone, and sharpen it; returns the curve."""
-    gradients = level_gradients(model, c.weight_x_from_h1)
-    curve = fit("phase1", model, data, gradients, phase, stream, dead_tokens, checkpoints)
+    curve = fit(
+        "phase1", model, data, level_gradients(model, c.weight_x_from_h1), phase, stream, dead_tokens, checkpoints
+    )
     if sharpening.n_steps(data):
         model.beta.mul_(sharpening.price)
-        model.W_dec.requires_grad_(False)
-        gradients = level_gradients(model, c.weight_x_from_h1)
-        # Nothing is revived: that would give directions.
-        later = fit("phase1, sharpening", model, data, gradients, sharpening, stream.of("sharpening"), 0, checkpoints)
-        model.W_dec.requires_grad_(True)
+        gradients = partial(level_gradients, model, c.weight_x_from_h1)
+        later = sharpen(model, data, gradients, sharpening, stream.of("sharpening"), checkpoints)
         steps = phase.n_steps(data)
         curve += [{**row, "step": steps + row["step"]} for row in later]
+    return curve
+
+
+def sharpen(
+    model: SAE,
+    data: Shuffled,
+    gradients: Callable[[], Gradients],
+    phase: Phase,
+    stream: Stream,
+    checkpoints: Checkpoints = NOWHERE,
+) -> Curve:
+    """Train all of level 1 but its decoder; returns the curve. `gradients` makes them once the decoder is frozen."""
+    model.W_dec.requires_grad_(False)
+    # Nothing is revived: that would give directions.
+    curve = fit("phase1, sharpening", model, data, gradients(), phase, stream, 0, checkpoints)
+    model.W_dec.requires_grad_(True)
     return curve

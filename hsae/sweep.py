@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from hsae import context_bootstrap, experiments, seed_models
-from hsae.config import check
 from hsae.experiments import Recipe, read_recipe
 from hsae.files import read_json, write_json
 from hsae.run import LOCK
 from hsae.sweep_config import LANGUAGE_MODEL_SEEDS, SCHEMAS, AnySweep, Comparison, load
 from hsae.sweep_results import collect
+from hsae.workers import share
 
 
 def read_committed(commit: str, path: str) -> dict[str, Any]:
@@ -69,19 +69,6 @@ def the_same(activations: dict[str, str | None]) -> str | None:
 def same_language_model(overrides: dict[str, Any], params: dict[str, Any]) -> bool:
     """Whether an experiment has the language model of these parameters: others have other activations."""
     return all(overrides.get(key, params.get(key)) == params.get(key) for key in LANGUAGE_MODEL_SEEDS)
-
-
-def share(text: str) -> slice:
-    """Which of a sweep's experiments `i/n` means: every n-th from the i-th on, counted from 1.
-
-    It depends on the sweep's description alone, not on what is finished, so that clones agree on it without a word.
-    Seeds stand one after the other: where n divides their number, all conditions of a seed, which share stages, are in
-    one part. Raises ValueError, in one line, for anything else.
-    """
-    match = re.fullmatch("([0-9]+)/([0-9]+)", text)
-    part, parts = map(int, match.groups()) if match else (0, 0)
-    check("share", text, "i/n with i in 1..n", 1 <= part <= parts)
-    return slice(part - 1, None, parts)
 
 
 def main(arguments: list[str] | None = None) -> None:

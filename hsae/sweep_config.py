@@ -130,10 +130,12 @@ class Comparison(Sweep):
 class GroundTruth(Sweep):
     """Difficulties of synthetic data, at each of which methods are compared with the method `reference`.
 
-    `headline` has scores of hsae/ground_truth.py behind the difficulty: `easy.edge_ap`.
+    `headline` has scores of hsae/ground_truth.py behind the difficulty: `easy.edge_ap`. The figure has the methods of
+    `beside`, as far as there are results of them, next to the reference.
     """
 
     reference: str
+    beside: list[str]
 
     def __post_init__(self) -> None:
         super().__post_init__()

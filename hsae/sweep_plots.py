@@ -36,15 +36,18 @@ def paired_differences(comparisons: pd.DataFrame, reference: str) -> Figure:
     return figure
 
 
-def known_hierarchies(summary: dict[str, dict[str, Any]], labels: dict[str, str], reference: str) -> Figure:
+def known_hierarchies(summary: dict[str, dict[str, Any]], labels: dict[str, str], first: list[str]) -> Figure:
     """A panel per score, a row per method, a colour per difficulty: means over seeds and their 95% intervals.
 
     `summary`: method -> <difficulty>.<score> -> entries of metrics/recovery.json; `labels`: those keys -> label, of
-    which a score's first is its panel's title. Scores that only the `reference` has are left out. A marker is hollow
-    unless p_holm < .05 tells it from the reference's.
+    which a score's first is its panel's title. The methods of `first` are on top, as far as `summary` has them; the
+    first of all is the reference. Scores that only it, or it and its untrained self, have are left out. A marker is
+    hollow unless p_holm < .05 tells it from the reference's.
     """
-    methods = [reference, *(method for method in summary if method != reference)]
-    shared = {key.partition(".")[2] for method in methods[1:] for key in summary[method]}
+    reference = first[0]
+    methods = [method for method in dict.fromkeys([*first, *summary]) if method in summary]
+    own = {reference, f"untrained_{reference}"}
+    shared = {key.partition(".")[2] for method in methods if method not in own for key in summary[method]}
     titles: dict[str, str] = {}
     for key, label in labels.items():
         if key.partition(".")[2] in shared:

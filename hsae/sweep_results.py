@@ -125,11 +125,15 @@ def methods(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
 
 
 def known(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
-    """`tidy` rows whose conditions are the methods and whose metrics are metrics/synthetic.json's, by difficulty."""
+    """`tidy` rows whose conditions are the methods and whose metrics are metrics/synthetic.json's, by difficulty.
+
+    What that file says of the samples is no method's.
+    """
     by_method: dict[tuple[str, int], dict[str, Any]] = {}
     for (difficulty, seed), content in results.items():
         for method, scores in content.items():
-            by_method.setdefault((method, seed), {})[difficulty] = scores
+            if method != "samples":
+                by_method.setdefault((method, seed), {})[difficulty] = scores
     return tidy(by_method)
 
 
@@ -244,7 +248,7 @@ def collect(
                 summary[method][metric] |= own
         figure = comparison_table(summary, sweep.headline, sweep.reference)
     elif isinstance(sweep, GroundTruth):
-        figure = known_hierarchies(summary, sweep.headline, sweep.reference)
+        figure = known_hierarchies(summary, sweep.headline, [sweep.reference, *sweep.beside])
     elif isinstance(sweep, Controls):
         figure = controls_over_seeds(summary, sweep.headline, sweep.reference)
     elif isinstance(sweep, Ablations):

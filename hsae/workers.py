@@ -5,6 +5,7 @@ Where matrices are small, a second thread waits more than it works; a second pro
 
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,7 @@ from typing import TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
+from hsae.config import check
 from hsae.progress import Progress
 from hsae.run import keep_memory
 from hsae.signals import die_with_parent, end_silently
@@ -48,6 +50,19 @@ def workers(label: str, n: int) -> Iterator[Callable[..., Iterable]]:
             if isinstance(error, BrokenProcessPool):
                 raise ChildProcessError("a worker was lost (killed, or out of memory): run it again.") from error
             raise
+
+
+def share(text: str) -> slice:
+    """Which of a list of parts `i/n` means: every n-th from the i-th on, counted from 1.
+
+    The list must not depend on what is finished, so that clones agree on it without a word. A sweep's seeds stand one
+    after the other: where n divides their number, all conditions of a seed, which share stages, are in one part. Raises
+    ValueError, in one line, for anything else.
+    """
+    match = re.fullmatch("([0-9]+)/([0-9]+)", text)
+    part, parts = map(int, match.groups()) if match else (0, 0)
+    check("share", text, "i/n with i in 1..n", 1 <= part <= parts)
+    return slice(part - 1, None, parts)
 
 
 def _counted(label: str, parts: list[Part], results: Iterator[Result]) -> Iterator[Result]:

@@ -15,10 +15,10 @@ def main() -> None:
     """Run the stage."""
     with run.stage("synthetic") as stage:
         n_workers = stage.params(Compute).threads
-        seed = stage.params(DictionaryConfig).seed
+        stream = stage.params(DictionaryConfig).stream("synthetic")
         config = stage.params(GroundTruthConfig, "synthetic")
         with workers("synthetic", n_workers) as each:
-            scores = score_all(config, seed, each)
+            scores = score_all(config, stream, each)
         write_json(Path("metrics/synthetic.json"), scores)
         write_figure(Path("plots/synthetic.png"), recovery(scores))
 

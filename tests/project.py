@@ -34,7 +34,7 @@ TINY = {
     },
     "synthetic": {
         "train_samples": 4096, "test_samples": 1024, "phase1": {"epochs": 1}, "sharpening": {"epochs": 1},
-        "latents": {"init_tokens": 1024}, "clustering": {"fit_tokens": 4096, "max_iter": 3},
+        "init_tokens": 1024, "clustering": {"fit_tokens": 4096, "max_iter": 3},
         "rivals": ["topk", "kmeans"],
     },
     "interpretability_proxy": {"fit_tokens": 1024, "score_tokens": 1024, "longest": 2, "min_active": 2, "trials": 2},

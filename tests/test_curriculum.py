@@ -5,11 +5,12 @@ import torch
 
 from hsae import curriculum, variants
 from hsae.dictionary import Activation, LatentConfig, Start
+from hsae.gradients import level_gradients
 from hsae.losses import Coefficients
 from hsae.sae import SAE
-from hsae.sharpening import Sharpening, phase1
+from hsae.sharpening import Sharpening, phase1, sharpen
 from hsae.streams import Stream
-from hsae.training import Phase
+from hsae.training import Gradients, Phase
 
 PHASE = Phase(epochs=1, batch_size=64, lr=1e-2, decay_fraction=0.2, anneal_fraction=0.2)
 SHARPENING = Sharpening(epochs=1, batch_size=64, lr=1e-2, decay_fraction=0.2, anneal_fraction=0.0, price=5.0)
@@ -56,6 +57,20 @@ def test_sharpening_goes_on_from_phase_1_with_the_decoder_as_it_is_to_the_bit(ki
     assert sharpened.beta == pytest.approx(5 * C.beta1)
     assert plain.beta == pytest.approx(C.beta1)
     assert sharpened.W_dec.requires_grad
+
+
+def test_gradients_of_sharpening_are_made_when_the_decoder_is_frozen():
+    model, frozen = level1(), []
+
+    def gradients() -> Gradients:
+        frozen.append(not model.W_dec.requires_grad)
+        return level_gradients(model)
+
+    before = model.W_dec.clone()
+    assert len(sharpen(model, Rows(), gradients, PHASE, Stream(3, "test"))) == 8
+    assert frozen == [True]
+    assert torch.equal(model.W_dec, before)
+    assert model.W_dec.requires_grad
 
 
 def test_a_higher_price_leaves_fewer_latents_active():

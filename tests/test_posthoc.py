@@ -130,3 +130,13 @@ def test_a_meta_sae_repeats_exactly_and_leaves_the_global_generator_alone(monkey
 def test_more_active_meta_latents_than_there_are_are_refused():
     with pytest.raises(ValueError, match=r"`k` must be in 1\.\.d_sae \(=4\); not 5"):
         posthoc.meta_sae(random(20, 6), 4, k=5, stream=Stream(0, "test"))
+
+
+def test_an_untrained_meta_sae_has_as_many_active_parents_and_knows_nothing():
+    rows = random(200, 12, seed=25)
+    directions, scores = posthoc.untrained_meta_sae(rows, 20, k=2, stream=Stream(0, "test"))
+    assert directions.shape == (20, 12)
+    assert scores.shape == (20, 200)
+    assert (scores > 0).double().sum(0).mean().item() == pytest.approx(2)
+    torch.testing.assert_close(scores, (directions @ torch.nn.functional.normalize(rows).T) * (scores > 0))
+    assert not torch.equal(posthoc.untrained_meta_sae(rows, 20, k=2, stream=Stream(1, "test"))[0], directions)

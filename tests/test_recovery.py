@@ -6,6 +6,7 @@ import torch
 
 from hsae import recovery, synthetic
 from hsae.sae import SAE
+from hsae.streams import Stream
 from hsae.synthetic import Forest, SyntheticData
 from tests.forest import CONFIG, ROOTS, N, random, seeded
 
@@ -14,6 +15,7 @@ from tests.forest import CONFIG, ROOTS, N, random, seeded
 # Latents at 0, 30 and 90 degrees and a duplicate of the first with the opposite sign.
 DIRECTIONS = torch.tensor([[2.0, 0.0], [math.sqrt(3), 1.0], [0.0, 5.0], [-1.0, 0.0]])
 AXES = torch.eye(2)
+TIES = Stream(0, "test")
 
 
 def test_assign_finds_the_greatest_total_where_greed_would_not():
@@ -227,6 +229,12 @@ def test_average_precision_equals_a_naive_loop(forest: Forest):
     assert found.average_precision < 0.1
 
 
+def test_prevalence_is_the_average_precision_of_a_ranking_without_a_clue(forest: Forest):
+    latents = torch.arange(24)
+    tied = recovery.edge_scores(torch.zeros(24, 24), latents, latents, forest.parent_of).average_precision
+    assert recovery.prevalence(forest.parent_of) == 15 / (24 * 23) == pytest.approx(tied)
+
+
 # Ancestors
 
 # 0 -> 1 -> 2 and 0 -> 3: the ancestors' pairs are these three edges and (0, 2).
@@ -250,19 +258,19 @@ CHAIN = torch.tensor([-1, 0, 1, 0])
 )
 def test_ancestor_scores_by_hand(pairs: dict[tuple[int, int], float], precision: float, recall: float):
     scores = scores_of(pairs, default=-math.inf)
-    found = recovery.ancestor_scores(scores, REVERSED, REVERSED, CHAIN)
+    found = recovery.ancestor_scores(scores, REVERSED, REVERSED, CHAIN, TIES)
     assert found == pytest.approx((precision, recall))
 
 
 def test_candidates_that_tie_at_the_cut_are_drawn():
     # Two places are sure; the third falls to the true edge in half of the draws.
     scores = scores_of({(0, 1): 0.9, (1, 2): 0.8, (0, 3): 0.5, (3, 0): 0.5}, default=-math.inf)
-    precision, recall = recovery.ancestor_scores(scores, REVERSED, REVERSED, CHAIN)
+    precision, recall = recovery.ancestor_scores(scores, REVERSED, REVERSED, CHAIN, TIES)
     # With (3, 0) instead, 3 of 6 pairs are true.
     share = (precision - 3 / 6) / (1 - 3 / 6)
     assert 0.2 < share < 0.8
     assert recall == pytest.approx(share * 1 + (1 - share) * 3 / 4)
-    assert recovery.ancestor_scores(scores, REVERSED, REVERSED, CHAIN) == (precision, recall)
+    assert recovery.ancestor_scores(scores, REVERSED, REVERSED, CHAIN, TIES) == (precision, recall)
 
 
 def test_ancestors_of_two_levels_are_edges(forest: Forest):
@@ -273,7 +281,7 @@ def test_ancestors_of_two_levels_are_edges(forest: Forest):
     scores = noisy.masked_fill(impossible, -math.inf)
     f1 = recovery.edge_scores(scores, latents, latents, forest.parent_of).f1
     assert 0.3 < f1 < 1
-    assert recovery.ancestor_scores(scores, latents, latents, forest.parent_of) == pytest.approx((f1, f1))
+    assert recovery.ancestor_scores(scores, latents, latents, forest.parent_of, TIES) == pytest.approx((f1, f1))
 
 
 def test_ancestor_scores_equal_a_naive_walk():
@@ -292,7 +300,7 @@ def test_ancestor_scores_equal_a_naive_walk():
     hits = len(true & predicted)
     assert 3 < hits < len(true)
     index = torch.arange(10)
-    found = recovery.ancestor_scores(scores, index, index, parent_of)
+    found = recovery.ancestor_scores(scores, index, index, parent_of, TIES)
     assert found == pytest.approx((hits / len(predicted), hits / len(true)))
 
 
@@ -368,6 +376,13 @@ def test_roots_are_matched_by_activation_and_children_not_at_all(
     latent_of = recovery.match_roots(h2, data.acts, forest.parent_of)
     for position, root in enumerate(ROOTS):
         assert order2[latent_of[root]].item() == position
+    assert latent_of[5:20].tolist() == [-1] * 15
+
+
+def test_roots_are_matched_by_direction_and_children_not_at_all(forest: Forest, order2: torch.Tensor):
+    noisy = -3 * forest.features[ROOTS][order2] + 0.1 * random(9, 12, seed=21)
+    latent_of = recovery.match_root_directions(noisy, forest.features, forest.parent_of)
+    assert order2[latent_of[ROOTS]].tolist() == list(range(9))
     assert latent_of[5:20].tolist() == [-1] * 15
 
 

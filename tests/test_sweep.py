@@ -9,16 +9,18 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from hsae import context_bootstrap, experiments, presets, seed_models, sweep, sweep_config
+from hsae import context_bootstrap, experiments, presets, search, seed_models, sweep, sweep_config
 from hsae.config import flatten
 from hsae.experiments import Recipe
+from hsae.ground_truth import GroundTruthConfig
 from hsae.losses import Coefficients
 from hsae.statistics import paired_comparison
 from hsae.streams import Stream
-from hsae.sweep import activations_of, main, share
+from hsae.sweep import activations_of, main
 from hsae.sweep_config import SCHEMAS, Ablations, Claim, Comparison, Controls, Frontier, GroundTruth, load
 from hsae.sweep_results import collect, compare, judge, matched, points, summarize, tidy
 from hsae.training import Phase
+from hsae.workers import share
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = {"seed": 0, "beta1": 0.01, "phase1.epochs": 2.0, "phase2.epochs": 1.0}
@@ -103,6 +105,15 @@ def test_a_bad_description_is_refused(changes: dict[str, Any], message: str):
 def test_a_frontier_knows_two_levels():
     with pytest.raises(ValueError, match="`matched_l0` must be level1 or level2; not 'level3'"):
         frontier(matched_l0={"level3": [1]})
+
+
+def test_the_recovery_sweep_has_settings_that_the_ground_truth_takes():
+    section = search.read_inputs()[1]
+    for overrides in load("recovery").runs(committed_params()).values():
+        changes = {k.removeprefix("synthetic."): v for k, v in overrides.items() if k != "seed"}
+        config = search.build(GroundTruthConfig, search.overridden(section, changes))
+        beside = load("recovery").beside  # pyright: ignore[reportAttributeAccessIssue]
+        assert config.data.orthogonal or set(beside) <= set(config.methods)
 
 
 def committed_params() -> dict[str, Any]:
@@ -345,12 +356,16 @@ def test_known_hierarchies_are_collected_by_method_and_difficulty(tmp_path: Path
     swept = GroundTruth(
         target="synthetic", metrics=["metrics/synthetic.json"], seeds=[0, 1], budget={}, reference="hsae",
         conditions={"easy": {}, "hard": {}}, headline={"easy.mcc": "MCC", "hard.mcc": "hard: MCC"},
+        beside=["untrained_hsae"],
     )  # fmt: skip
     of_seeds = {
-        (difficulty, seed): {"data": {"features": 9}, "hsae": {"mcc": ours + seed / 8}, "topk": {"mcc": ours / 2}}
+        (difficulty, seed): {
+            "data": {"features": 9}, "hsae": {"mcc": ours + seed / 8}, "topk": {"mcc": ours / 2},
+            "samples": [{"what": "matching", "role": "chosen"}],
+        }
         for difficulty, ours in {"easy": 0.75, "hard": 0.5}.items()
         for seed in (0, 1)
-    }
+    }  # fmt: skip
     del of_seeds["hard", 1]
     collect("recovery", swept, of_seeds, ["recovery-hard-1"])
     methods = strict("metrics/recovery.json")["methods"]

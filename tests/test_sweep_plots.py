@@ -122,18 +122,23 @@ def test_known_hierarchies_have_a_panel_per_shared_score_and_hollow_markers_wher
             "hard.mcc": {"mean": 0.5, "interval": None},
             "easy.parents": {"mean": 1.0, "interval": [1.0, 1.0]},
         },
+        "untrained_ours": {
+            "easy.mcc": {"mean": 0.125, "interval": None},
+            "easy.parents": {"mean": 0.0, "interval": [0.0, 0.0]},
+        },
     }
     labels = {"easy.mcc": "MCC", "hard.mcc": "hard: MCC", "easy.parents": "parents"}
-    figure = known_hierarchies(summary, labels, "ours")
+    figure = known_hierarchies(summary, labels, ["ours", "untrained_ours", "unknown"])
     (axes,) = figure.axes
     assert axes.get_title() == "MCC"
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "top k"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "untrained ours", "top k"]
     assert axes.yaxis_inverted()
     markers = [c for c in axes.collections if not isinstance(c, LineCollection)]
     places = [drawn_points(marker)[0] for marker in markers]
-    assert np.allclose(places, [[0.75, -0.1], [0.5, 0.1], [0.5, 0.9], [0.25, 1.1]])  # ours on top, easy above hard
+    # Ours on top, with what is to be beside it; easy above hard.
+    assert np.allclose(places, [[0.75, -0.1], [0.5, 0.1], [0.125, 0.9], [0.5, 1.9], [0.25, 2.1]])
     filled = [np.asarray(m.get_facecolor())[0].tolist() == np.asarray(m.get_edgecolor())[0].tolist() for m in markers]
-    assert filled == [True, True, True, False]
+    assert filled == [True, True, False, True, False]
     bars = [c.get_segments()[0][:, 0].tolist() for c in axes.collections if isinstance(c, LineCollection)]
     assert bars == [[0.5, 1.0], [0.25, 0.75], [0.0, 0.5]]
     (legend,) = figure.legends
