@@ -19,7 +19,7 @@ check: .venv/installed  ## lint, formatting and types, then the tests
 	$(BIN)/pyright
 	$(PYTEST)
 
-ablations frontier comparison recovery: .venv/installed  ## run a sweep of hsae/sweeps, JOBS experiments at a time, and collect it
+ablations frontier comparison final recovery: .venv/installed  ## run a sweep of hsae/sweeps, JOBS experiments at a time, and collect it
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m hsae.sweep $@ --jobs $(JOBS)
 
 .venv/installed: requirements.lock
@@ -66,4 +66,4 @@ lock:  ## write requirements.lock anew from pyproject.toml (torch first: later p
 readme: .venv/installed  ## make the results table of README.md equal to metrics/
 	$(BIN)/python -m hsae.readme
 
-.PHONY: repro test check ablations frontier comparison recovery bench test-interop torture lock readme
+.PHONY: repro test check ablations frontier comparison final recovery bench test-interop torture lock readme

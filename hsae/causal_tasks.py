@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 from numpy import ndarray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hsae.labels import MARKUP, TokenText, context_labels, spans, taxonomy
@@ -128,10 +129,15 @@ def rules(tokens: Integer[ndarray, " corpus"], vocabulary: Sequence[str], train_
     return [rule for rule in found if rule is not None and len(rule.candidates.ends)]
 
 
-def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: tuple[int, int], width: int, seed: int) -> Task:
-    """All pairs of a rule in random order, prompts of `width` characters that lie within the `bounds` of a split."""
+def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: ArrayLike, width: int, seed: int) -> Task:
+    """All pairs of a rule in random order, prompts of `width` characters that lie within a range of a split.
+
+    `bounds` are these ranges, [begin, end) each, ascending.
+    """
     ends, changed, replacements = rule.candidates
-    inside = (ends - width + 1 >= bounds[0]) & (ends < bounds[1]) & (changed > ends - width)
+    begins, stops = np.asarray(bounds).reshape(-1, 2).T
+    of = np.searchsorted(begins, ends - width + 1, side="right") - 1
+    inside = (of >= 0) & (ends < stops[of]) & (changed > ends - width)
     chosen = np.random.default_rng(seed).permutation(np.flatnonzero(inside))
     clean = tokens.astype(int)[ends[chosen, None] + np.arange(1 - width, 1)]
     position = changed[chosen] - ends[chosen] + width - 1
@@ -144,7 +150,7 @@ def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: tuple[int, int
 def keep(
     rule: Rule,
     tokens: Integer[ndarray, " corpus"],
-    bounds: tuple[int, int],
+    bounds: ArrayLike,
     width: int,
     most: int,
     seed: int,

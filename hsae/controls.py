@@ -224,6 +224,6 @@ def loss_recovered(
 
 @torch.no_grad()
 def _encode(model: HierarchicalSAE, store: Store) -> tuple[Float[ndarray, "n d_sae1"], Float[ndarray, "n d_sae2"]]:
-    h1 = [model.level1.encode(x) for x in store.batches()]
+    h1 = [model.level1.encode(x) for x in store.x(slice(0, len(store))).split(4096)]
     h2 = [model.level2.encode(chunk) for chunk in h1]
     return torch.cat(h1).cpu().numpy(), torch.cat(h2).cpu().numpy()

@@ -7,7 +7,6 @@ learned positions, tied embeddings, no biases, residual projections initialised 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from hsae.causal_lm import CausalLM
 from hsae.files import understanding
 from hsae.products import Linear, linear
+from hsae.streams import Stream
 
 
 @dataclass
@@ -151,10 +151,11 @@ def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> GPT:
     return model.eval().requires_grad_(False)
 
 
-def untrained(header: dict[str, Any], seed: int) -> GPT:
+def untrained(header: dict[str, Any], stream: Stream) -> GPT:
     """A transformer of the shape of a saved one, randomly initialised, ready for inference."""
-    torch.manual_seed(seed)
-    return GPT(GPTConfig(**header["config"]), header["n_vocab"]).eval().requires_grad_(False)
+    with stream.seeding():
+        model = GPT(GPTConfig(**header["config"]), header["n_vocab"])
+    return model.eval().requires_grad_(False)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -141,6 +141,7 @@ SCHEMAS: dict[str, type[AnySweep]] = {
     "ablations": Ablations,
     "frontier": Frontier,
     "comparison": Comparison,
+    "final": Comparison,
     "recovery": GroundTruth,
 }
 

@@ -32,7 +32,7 @@ def main() -> None:
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         raised = read_raised(stage, 2)
         corpus = read_json(stage.input("data/corpus.json"))["name"]
-        acts = csc_array(sparse_acts(basis.encode, store.batches()))
+        acts = csc_array(sparse_acts(basis.encode, store.x(slice(0, len(store))).split(4096)))
         text = [vocabulary[token] for token in tokens.tolist()]
         material = Material(read_evidence(stage), acts, text, raised, vocabulary, fdr)
 

@@ -71,7 +71,7 @@ def _tasks(
     bounds = read_json(stage.input("data/corpus.json"))["splits"]
     tasks: dict[str, dict[str, Task]] = {}
     kept: dict[str, dict[str, Kept]] = {}
-    for rule in causal_tasks.rules(tokens, vocabulary, bounds["train"][1]):
+    for rule in causal_tasks.rules(tokens, vocabulary, bounds["train"][-1][1]):
         found = {
             name: causal_tasks.keep(rule, tokens, bounds[split], config.prompt_chars, config.pairs, seed, tracer.answer)
             for name, split in SPLITS.items()

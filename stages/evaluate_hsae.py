@@ -1,10 +1,10 @@
-"""The trained HSAE on the test split -> metrics/hsae.json: both levels as dictionaries, and its parent-child graph."""
+"""The trained HSAE on a split -> metrics/hsae.json: both levels as dictionaries, and its parent-child graph."""
 
 from pathlib import Path
 from typing import Any
 
 from hsae import graph, hierarchical, run
-from hsae.evaluation import evaluate
+from hsae.evaluation import EvaluationConfig, evaluate
 from hsae.files import read_tensors, write_csv, write_json, write_tensors
 from stages.files import read_store
 from stages.trained import read_hsae
@@ -18,7 +18,7 @@ def main() -> None:
         model = read_transformer(stage, device)
         hsae = read_hsae(stage, device)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
-        test = read_store(stage, "test", device)
+        test = read_store(stage, stage.params(EvaluationConfig, "evaluate").split, device)
         methods = {"hsae/level1": hsae.reconstruct_from_h1, "hsae/level2": hsae.reconstruct_from_h2}
         measured = evaluate(model, test, tokens, methods)
         write_tensors(Path("data/contexts/hsae.safetensors"), measured.tensors())
