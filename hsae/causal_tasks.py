@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 from numpy import ndarray
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hsae.labels import MARKUP, TokenText, context_labels, spans, taxonomy
@@ -129,7 +128,7 @@ def rules(tokens: Integer[ndarray, " corpus"], vocabulary: Sequence[str], train_
     return [rule for rule in found if rule is not None and len(rule.candidates.ends)]
 
 
-def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: ArrayLike, width: int, seed: int) -> Task:
+def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: Sequence[Any], width: int, seed: int) -> Task:
     """All pairs of a rule in random order, prompts of `width` characters that lie within a range of a split.
 
     `bounds` are these ranges, [begin, end) each, ascending.
@@ -150,7 +149,7 @@ def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: ArrayLike, wid
 def keep(
     rule: Rule,
     tokens: Integer[ndarray, " corpus"],
-    bounds: ArrayLike,
+    bounds: Sequence[Any],
     width: int,
     most: int,
     seed: int,

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -98,12 +99,12 @@ def train(
     optimizer = make_optimizer(model, config)
     checkpoints = checkpoints.of("train_transformer")
     log, best_state = _Log(), {}
-    if saved := checkpoints.load():
-        restore(saved.tensors, model, optimizer, {"batches": generator})
-        log, best_state = _Log(**saved.state), named(saved.tensors, "best")
-    start = saved.step if saved else 0
-    # The global generator, from which dropout draws, is part of a checkpoint.
-    with stream.of("dropout").seeding(), Progress("train_transformer", config.steps, start) as bar:
+    with stream.of("dropout").seeding(), ExitStack() as stack:
+        if saved := checkpoints.load():  # the state of the global generator, from which dropout draws, among it
+            restore(saved.tensors, model, optimizer, {"batches": generator})
+            log, best_state = _Log(**saved.state), named(saved.tensors, "best")
+        start = saved.step if saved else 0
+        bar = stack.enter_context(Progress("train_transformer", config.steps, start))
         for step in range(start, config.steps):
             lr = learning_rate(step, config)
             for group in optimizer.param_groups:
