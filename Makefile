@@ -19,7 +19,7 @@ check: .venv/installed  ## lint, formatting and types, then the tests
 	$(BIN)/pyright
 	$(PYTEST)
 
-ablations frontier comparison recovery controls: .venv/installed  ## run a sweep of hsae/sweeps, JOBS experiments at a time, and collect it
+ablations frontier comparison final recovery controls: .venv/installed  ## run a sweep of hsae/sweeps, JOBS experiments at a time, and collect it
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m hsae.sweep $@ --jobs $(JOBS)
 
 search: .venv/installed  ## search for the settings of all kinds on known hierarchies, JOBS processes at a time
@@ -69,4 +69,4 @@ lock:  ## write requirements.lock anew from pyproject.toml (torch first: later p
 readme: .venv/installed  ## make the results table of README.md equal to metrics/
 	$(BIN)/python -m hsae.readme
 
-.PHONY: repro test check ablations frontier comparison recovery controls search bench test-interop torture lock readme
+.PHONY: repro test check ablations frontier comparison final recovery controls search bench test-interop torture lock readme

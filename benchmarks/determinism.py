@@ -19,10 +19,12 @@ import torch
 from benchmarks.levels import Some
 from benchmarks.training import THREADS, machine, measure, seconds, trained
 from hsae import config, gpt, hierarchical, language_model, two_level
+from hsae.data import context_starts, windows
 from hsae.files import read_json, read_tensors, write_json
 from hsae.language_model import TransformerConfig
 from hsae.losses import Coefficients
 from hsae.run import Stage, keep_memory
+from hsae.streams import Stream
 from hsae.training import Autograd
 from stages.training_split import read_train
 
@@ -35,15 +37,18 @@ def transformer_steps() -> Callable[[], None]:
     """Steps of the transformer's training, each time from the same weights; 16 windows of 128 characters a step."""
     model = gpt.load(*read_tensors(Path("models/transformer.safetensors"))).requires_grad_(True)
     tokens = read_tensors(Path("data/tokens.safetensors"))[0]["tokens"]
-    train, val = (tokens[slice(*read_json(Path("data/corpus.json"))["splits"][name])] for name in ("train", "val"))
+    splits = read_json(Path("data/corpus.json"))["splits"]
+    train, val = (torch.tensor(splits[name]) for name in ("train", "val"))
     c = replace(
         config.load(TransformerConfig, "train_transformer"),
         steps=STEPS, eval_interval=STEPS, eval_windows=1, warmup_steps=0, lr=1e-5,
     )  # fmt: skip
 
+    choosing = windows(tokens, context_starts(val, c.context)[: c.eval_windows], c.context)
+
     def run() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            language_model.train(model, train, val, c)
+            language_model.train(model, tokens, train, choosing, c, Stream(0, "determinism/transformer"))
 
     return run
 

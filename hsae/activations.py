@@ -1,12 +1,12 @@
 """Residual-stream activations: collected from the transformer, stored with where they come from, read in batches."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from hsae import parallel
@@ -14,12 +14,16 @@ from hsae.config import check, check_positive
 from hsae.files import understanding, write_tensors
 from hsae.progress import Progress
 
+CHUNK = 65536  # rows
+
 
 @dataclass
 class ActivationConfig:
     """Section `extract_activations`: the residual stream after which block (from 0), and how many tokens per split.
 
     The training split comes in blocks of `block_tokens` (hsae/blocks.py), which are kept in files or made when needed.
+    The splits `test` and `final` have `test_tokens` each. Activations of a norm above `max_norm` times the median are
+    sinks (`Mask`); null: none are.
     """
 
     layer: int
@@ -28,11 +32,13 @@ class ActivationConfig:
     test_tokens: int
     block_tokens: int
     keep: bool
+    max_norm: float | None
     seed: int
 
     def __post_init__(self) -> None:
         check("layer", self.layer, "0 or above", self.layer >= 0)
         check_positive(self, ["train_tokens", "val_tokens", "test_tokens", "block_tokens"])
+        check("max_norm", self.max_norm, "above 1, or null", self.max_norm is None or self.max_norm > 1)
 
     def check_layer(self, n_layer: int) -> None:
         """Raise ValueError if the transformer has no such block."""
@@ -47,11 +53,21 @@ class Normalizer:
     scale: Float[Tensor, ""]
 
     @classmethod
-    def fit(cls, acts: Float[Tensor, "n d_model"]) -> "Normalizer":
-        """Mean and scale of `acts`, summed in float64. Raises ValueError if they are constant or not finite."""
-        mean = torch.stack([chunk.double().sum(0) for chunk in acts.split(65536)]).sum(0) / len(acts)
-        squares = sum((chunk.double() - mean).square().sum() for chunk in acts.split(65536))
-        scale = (torch.as_tensor(squares) / acts.numel()).sqrt()
+    def fit(cls, acts: Float[Tensor, "n d_model"], kept: Bool[Tensor, " n"] | None = None) -> "Normalizer":
+        """Mean and scale of `acts`, or of those that are kept, summed in float64.
+
+        Raises ValueError if they are constant or not finite.
+        """
+        kept = torch.ones(len(acts), dtype=torch.bool) if kept is None else kept
+        n = int(kept.sum())
+
+        def chunks() -> Iterator[Tensor]:  # a copy of all would not fit beside them
+            pairs = zip(acts.split(CHUNK), kept.to(acts.device).split(CHUNK), strict=True)
+            return (chunk[own].double() for chunk, own in pairs)
+
+        mean = torch.stack([chunk.sum(0) for chunk in chunks()]).sum(0) / n
+        squares = sum((chunk - mean).square().sum() for chunk in chunks())
+        scale = (torch.as_tensor(squares) / (n * acts.shape[1])).sqrt()
         if not (scale.isfinite() and scale > 0):
             raise ValueError(f"the activations have standard deviation {scale.item()}; they must be finite and vary.")
         return cls(mean.float(), scale.float())
@@ -72,17 +88,82 @@ class Normalizer:
 
 @dataclass(frozen=True)
 class Activations:
-    """Activations of one split, in model space, and for each the corpus offset of the token that it belongs to."""
+    """Activations of one split, in model space, and for each the corpus offset of the token that it belongs to.
+
+    What is not `kept` is neither to be trained on nor to be scored (`Mask`).
+    """
 
     acts: Float[Tensor, "n d_model"]
     offsets: Int[Tensor, " n"]
     positions: Int[Tensor, " n"]
     documents: Int[Tensor, " n"]
+    kept: Bool[Tensor, " n"]
+
+    def filled(self) -> "Activations":
+        """As many rows, all kept: each row that is not gives its place to one that is.
+
+        These are the first kept ones, each once, then again from the first if need be. The rows of a block are in
+        random order, so that both, which are left out and which stand in for them, are spread over it at random.
+        Raises ValueError if nothing is kept.
+        """
+        if self.kept.all():
+            return self
+        own, place = self.kept.nonzero()[:, 0], torch.arange(len(self.kept))
+        if not len(own):
+            raise ValueError("no token is kept: all are special ones, or sinks; raise `extract_activations.max_norm`.")
+        gaps = (~self.kept).nonzero()[:, 0]
+        place[gaps] = own[torch.arange(len(gaps)) % len(own)]
+        return Activations(**{name: values[place.to(values.device)] for name, values in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which tokens are neither trained on nor scored: special ones, and attention sinks.
+
+    A special token stands for no text (`<|endoftext|>`). A sink is a token on which attention rests where it has
+    nothing to look at; its activation is many times as large as any other (Xiao et al. 2023, arXiv 2309.17453), so that
+    most of the variance would be its own. dictionary_learning and SAELens leave out norms above ten times the median.
+    """
+
+    special: Int[Tensor, " special"]
+    """Tokens of the vocabulary."""
+    limit: Float[Tensor, ""]
+    """The norm above which an activation is a sink's."""
+
+    @classmethod
+    def fit(cls, acts: Float[Tensor, "n d_model"], special: Int[Tensor, " special"], max_norm: float | None) -> "Mask":
+        """The limit is `max_norm` times the median norm of `acts`, or, if that is None, above all."""
+        no_limit = torch.tensor(torch.finfo(torch.float32).max)  # files hold nothing infinite
+        return cls(special, no_limit if max_norm is None else max_norm * norms(acts).median())
+
+    def reasons(self, rows: Activations, tokens: Integer[Tensor, " corpus"]) -> dict[str, Bool[Tensor, " n"]]:
+        """Which rows each reason masks: `special` tokens, and `sink`s among the others."""
+        special = torch.isin(tokens[rows.offsets.long()], self.special.to(tokens.dtype))
+        return {"special": special, "sink": ~special & (norms(rows.acts) > self.limit)}
+
+    def counts(self, rows: Activations, tokens: Integer[Tensor, " corpus"]) -> dict[str, float]:
+        """How many tokens there are, and how many of them each reason masks."""
+        masked = {f"masked_{name}": int(own.sum()) for name, own in self.reasons(rows, tokens).items()}
+        return {"tokens": len(rows.acts), **masked}
+
+    def __call__(self, rows: Activations, tokens: Integer[Tensor, " corpus"]) -> Activations:
+        """The same rows, of which all are kept that no reason masks."""
+        special, sink = self.reasons(rows, tokens).values()
+        return replace(rows, kept=~(special | sink))
+
+
+def norms(acts: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
+    """Length of each activation; on the CPU."""
+    return torch.cat([chunk.norm(dim=1).cpu() for chunk in acts.split(CHUNK)])
 
 
 @dataclass(frozen=True)
 class Store:
-    """Activations of a split, or of a block of one, with the normalisation that the training split defines."""
+    """Activations of a split, or of a block of one, with the normalisation that the training split defines.
+
+    A split that is evaluated on is in whole contexts, in their order, so `x` has rows that are masked too: what goes
+    with the rows of `activations` reads `x` and leaves out what is not `kept`. A plain score reads `batches`.
+    """
 
     activations: Activations
     normalizer: Normalizer
@@ -94,16 +175,25 @@ class Store:
         """Coordinates of an activation."""
         return self.activations.acts.shape[1]
 
+    @property
+    def kept(self) -> Bool[Tensor, " n"]:
+        """Which rows are trained on and scored; on the CPU."""
+        return self.activations.kept
+
     def __len__(self) -> int:
         return len(self.activations.acts)
 
     def x(self, rows: slice) -> Float[Tensor, "batch d_in"]:
-        """Normalised activations, the autoencoders' input, at some rows."""
+        """Normalised activations, the autoencoders' input, at some rows, whether kept or not."""
         return self.normalizer(self.activations.acts[rows])
 
-    def batches(self, size: int = 4096) -> Iterator[Float[Tensor, "batch d_in"]]:
-        """All rows, normalised, in their order."""
-        return (self.x(slice(start, start + size)) for start in range(0, len(self), size))
+    def batches(self, size: int = 4096) -> Iterator[Float[Tensor, "_ d_in"]]:
+        """The rows that are kept, normalised, in their order: those of `size` rows at a time."""
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            x, own = self.x(rows), self.kept[rows]
+            if own.any():
+                yield x if own.all() else x[own.to(x.device)]
 
     def windows(self, tokens: Integer[Tensor, " corpus"]) -> Integer[Tensor, "window context_plus_1"]:
         """Tokens of the contexts that the rows, in their order, come from, each with the target after its last one."""
@@ -119,7 +209,7 @@ class Store:
 def read(tensors: dict[str, Tensor], header: dict[str, Any], device: torch.device) -> Store:
     """The store saved as these tensors and header, activations on `device`. Raises ValueError if its parts disagree."""
     with understanding("the activation store"):
-        fields = {name: tensors[name] for name in ("acts", "offsets", "positions", "documents")}
+        fields = {name: tensors[name] for name in ("acts", "offsets", "positions", "documents", "kept")}
         if len({len(tensor) for tensor in fields.values()}) != 1:
             raise ValueError("its tensors differ in length")
         normalizer = Normalizer.of(tensors, device)
@@ -140,8 +230,8 @@ def collect(
     """Residual stream at every input position of `windows`, in order, or, given a generator, all tokens shuffled.
 
     `residual` maps tokens to their residual stream; `first_offsets` are the windows' offsets in the corpus; `bar`
-    counts windows. Several processes (hsae/parallel.py) share out the windows, and all get the same, unless `each` is
-    `map`: then this one does all. Raises ValueError if an activation is not finite.
+    counts windows. Nothing is masked yet. Several processes (hsae/parallel.py) share out the windows, and all get the
+    same, unless `each` is `map`: then this one does all. Raises ValueError if an activation is not finite.
     """
     n_windows, context = windows.shape[0], windows.shape[1] - 1
     n = n_windows * context
@@ -160,4 +250,4 @@ def collect(
     positions = source % context
     offsets = first_offsets[source // context] + positions
     documents = torch.searchsorted(document_starts, offsets, right=True) - 1
-    return Activations(acts, offsets.int(), positions.int(), documents.int())
+    return Activations(acts, offsets.int(), positions.int(), documents.int(), torch.ones(n, dtype=torch.bool))

@@ -14,10 +14,13 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from hsae import activations, parallel
-from hsae.activations import ActivationConfig, Activations, Normalizer, Store, collect
+from hsae.activations import ActivationConfig, Activations, Mask, Normalizer, Store, collect, norms
+from hsae.data import windows
 from hsae.files import damaged, fingerprint, read_tensors, understanding, write_tensors
 from hsae.progress import Progress
+from hsae.streams import Stream
 
+CPU = torch.device("cpu")
 PLAN = "plan.safetensors"  # beside the blocks
 TENSORS = ("starts", "shuffles", "document_starts")  # of a plan, in that file
 
@@ -43,16 +46,19 @@ class Plan:
 
     @classmethod
     def draw(
-        cls, n_windows: int, begin: int, document_starts: Int[Tensor, " document"], context: int, c: ActivationConfig
+        cls,
+        starts: Int[Tensor, " window"],
+        document_starts: Int[Tensor, " document"],
+        context: int,
+        c: ActivationConfig,
+        stream: Stream,
     ) -> "Plan":
-        """Choose among the windows of a split that begins at the offset `begin`."""
-        generator = torch.Generator().manual_seed(c.seed)
-        chosen = torch.randperm(n_windows, generator=generator)[: max(c.train_tokens // context, 1)]
-        per_block, shuffles = max(c.block_tokens // context, 1), []
-        for block in chosen.split(per_block):
-            shuffles.append(generator.get_state())
-            torch.randperm(len(block) * context, generator=generator)  # as `collect` will
-        return cls(begin + context * chosen, torch.stack(shuffles), document_starts, c.layer, context, per_block)
+        """Choose among the contexts of a split, which begin at the offsets `starts`."""
+        order = torch.randperm(len(starts), generator=stream.of("choice of contexts").torch())
+        chosen, per_block = starts[order[: max(c.train_tokens // context, 1)]], max(c.block_tokens // context, 1)
+        n_blocks = math.ceil(len(chosen) / per_block)
+        shuffles = [stream.of("shuffle of block", block).torch().get_state() for block in range(n_blocks)]
+        return cls(chosen, torch.stack(shuffles), document_starts, c.layer, context, per_block)
 
     def __len__(self) -> int:
         return len(self.shuffles)
@@ -78,14 +84,15 @@ class Plan:
         starts = self.contexts(block)
         shuffle = torch.Generator()
         shuffle.set_state(self.shuffles[block].clone())  # torch crashes on a part of a tensor
-        windows = tokens[starts[:, None] + torch.arange(self.context + 1)]
-        return collect(residual, windows, starts, self.document_starts, shuffle, bar, each)
+        cut = windows(tokens, starts, self.context)
+        return collect(residual, cut, starts, self.document_starts, shuffle, bar, each)
 
 
 class Blocks:
     """The rows of the training split (`training.Shuffled`), of which the block that was read last is in memory.
 
-    `get` reads or makes the block of a number.
+    `get` reads or makes the block of a number. Rows that are masked give their places to others of the block
+    (`Activations.filled`), so that blocks are as large as planned, and nothing that is masked is trained on.
     """
 
     def __init__(self, plan: Plan, normalizer: Normalizer, get: Callable[[int], Store]):
@@ -105,7 +112,8 @@ class Blocks:
         """A block, in the place of the one before."""
         if not self._last or self._last[0] != number:
             self._last = None  # first: two would not fit
-            self._last = number, self.get(number)
+            store = self.get(number)
+            self._last = number, replace(store, activations=store.activations.filled())
         return self._last[1]
 
     def x(self, rows: slice) -> Float[Tensor, "batch d_in"]:
@@ -127,38 +135,70 @@ class Blocks:
         return Store(joined, self.normalizer, self.plan.layer, self.plan.context)
 
 
-def write(plan: Plan, folder: Path, make: Make, keep: bool, sources: dict[str, str]) -> Normalizer:
-    """Write the plan, and the blocks if they are to be kept; returns the normalisation, which is fitted on the first.
+@dataclass(frozen=True)
+class Fitted:
+    """What the first block says of all: how activations are normalised, and which are masked."""
+
+    normalizer: Normalizer
+    mask: Mask
+    counts: dict[str, float]
+    """Of the first block: its tokens, how many of them each reason masks, and the median norm."""
+
+    @classmethod
+    def to(
+        cls,
+        rows: Activations,
+        tokens: Integer[Tensor, " corpus"],
+        special: Int[Tensor, " special"],
+        c: ActivationConfig,
+    ) -> "Fitted":
+        """Fit to a block, whatever of it is marked as masked already."""
+        mask = Mask.fit(rows.acts, special, c.max_norm)
+        normalizer = Normalizer.fit(rows.acts, mask(rows, tokens).kept)
+        return cls(normalizer, mask, mask.counts(rows, tokens) | {"median_norm": norms(rows.acts).median().item()})
+
+
+def write(
+    plan: Plan,
+    folder: Path,
+    make: Make,
+    tokens: Integer[Tensor, " corpus"],
+    special: Int[Tensor, " special"],
+    c: ActivationConfig,
+    sources: dict[str, str],
+) -> Fitted:
+    """Write the plan, and the blocks if they are to be kept; returns what is fitted to the first.
 
     Several processes make the first block together, and each other one alone. What lies in the folder already, from a
-    run that was stopped, is not made again. `sources` are the fingerprints of the files that blocks are made of.
+    run that was stopped, is not made again. A block's file has its masked rows too. `tokens` are those of the corpus,
+    `special` ones of the vocabulary; `sources` are the fingerprints of the files that blocks are made of.
     """
-    own = [0, *range(1 + parallel.rank(), len(plan), parallel.size())] if keep else [0]
-    normalizer = None
+    own = [0, *range(1 + parallel.rank(), len(plan), parallel.size())] if c.keep else [0]
+    fitted = None
     with Progress("extract_activations", sum(len(plan.contexts(block)) for block in own)) as bar:
         for block in own:
-            made = keep and _file(folder, block).is_file()
+            made = c.keep and _file(folder, block).is_file()
             # Rank 0 says it for all that make the first one.
-            if parallel.first_says(int(made)) if block == 0 else made:
-                normalizer = normalizer or _read_file(_file(folder, block), torch.device("cpu")).normalizer
+            made = bool(parallel.first_says(int(made))) if block == 0 else made
+            if not made or fitted is None:
+                rows = _read_file(_file(folder, block), CPU).activations if made else make(block, bar, _each(block))
+                fitted = fitted or Fitted.to(rows, tokens, special, c)
+                if not made and c.keep and (block or parallel.rank() == 0):
+                    rows = fitted.mask(rows, tokens)
+                    Store(rows, fitted.normalizer, plan.layer, plan.context).write(_file(folder, block))
+                del rows  # or there would be two
+            if made:
                 bar.advance(len(plan.contexts(block)))
-                continue
-            rows = make(block, bar, map if block else parallel.in_turn)
-            normalizer = normalizer or Normalizer.fit(rows.acts)
-            if keep and (block or parallel.rank() == 0):
-                Store(rows, normalizer, plan.layer, plan.context).write(_file(folder, block))
-            del rows  # or there would be two
-    assert normalizer
+    assert fitted
     parallel.wait()
     if parallel.rank() == 0:
         for part in folder.glob(".*.tmp"):  # of a file that was being written when a run was killed
             part.unlink()
         numbers = {name: getattr(plan, name) for name in ("layer", "context", "contexts_per_block")}
-        tensors = {name: getattr(plan, name) for name in TENSORS}
-        files = [fingerprint(_file(folder, block)) for block in range(len(plan))] if keep else []
-        header = {"plan": numbers, "files": files, "sources": sources}
-        write_tensors(folder / PLAN, tensors | vars(normalizer), header)
-    return normalizer
+        tensors = {name: getattr(plan, name) for name in TENSORS} | vars(fitted.normalizer) | vars(fitted.mask)
+        files = [fingerprint(_file(folder, block)) for block in range(len(plan))] if c.keep else []
+        write_tensors(folder / PLAN, tensors, {"plan": numbers, "files": files, "sources": sources})
+    return fitted
 
 
 @dataclass(frozen=True)
@@ -169,6 +209,7 @@ class Written:
     device: torch.device
     plan: Plan
     normalizer: Normalizer
+    mask: Mask
     files: list[str]
     """Fingerprints of the blocks' files, if they were kept."""
     sources: dict[str, str]
@@ -181,9 +222,9 @@ class Written:
         """
         tensors, header = read_tensors(folder / PLAN)
         with understanding("the plan of the training split"):
-            normalizer = Normalizer.of(tensors, device)
+            normalizer, mask = Normalizer.of(tensors, device), Mask(tensors["special"], tensors["limit"])
             plan = Plan(**{name: tensors[name] for name in TENSORS}, **header["plan"])
-            written = cls(folder, device, plan, normalizer, header["files"], header["sources"])
+            written = cls(folder, device, plan, normalizer, mask, header["files"], header["sources"])
         for block, expected in enumerate(written.files):
             file = _file(folder, block)
             if not file.is_file() or fingerprint(file) != expected:
@@ -198,11 +239,15 @@ class Written:
         """The same without files; several processes must ask for each block together."""
 
         def get(block: int) -> Store:
-            rows = self.plan.make(residual, tokens, block)
+            rows = self.mask(self.plan.make(residual, tokens, block), tokens)
             rows = replace(rows, acts=rows.acts.to(self.device))
             return Store(rows, self.normalizer, self.plan.layer, self.plan.context)
 
         return Blocks(self.plan, self.normalizer, get)
+
+
+def _each(block: int) -> Callable[..., Iterator[Tensor]]:
+    return map if block else parallel.in_turn
 
 
 def _file(folder: Path, block: int) -> Path:

@@ -135,10 +135,15 @@ def rules(tokens: Integer[ndarray, " corpus"], vocabulary: Sequence[str], train_
     return [rule for rule in found if rule is not None and len(rule.candidates.ends)]
 
 
-def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: tuple[int, int], width: int, stream: Stream) -> Task:
-    """All pairs of a rule in random order, prompts of `width` characters that lie within the `bounds` of a split."""
+def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: Sequence[Any], width: int, stream: Stream) -> Task:
+    """All pairs of a rule in random order, prompts of `width` characters that lie within a range of a split.
+
+    `bounds` are these ranges, [begin, end) each, ascending.
+    """
     ends, changed, replacements = rule.candidates
-    inside = (ends - width + 1 >= bounds[0]) & (ends < bounds[1]) & (changed > ends - width)
+    begins, stops = np.asarray(bounds).reshape(-1, 2).T
+    of = np.searchsorted(begins, ends - width + 1, side="right") - 1
+    inside = (of >= 0) & (ends < stops[of]) & (changed > ends - width)
     chosen = stream.numpy().permutation(np.flatnonzero(inside))
     clean = tokens.astype(int)[ends[chosen, None] + np.arange(1 - width, 1)]
     position = changed[chosen] - ends[chosen] + width - 1
@@ -151,7 +156,7 @@ def draw(rule: Rule, tokens: Integer[ndarray, " corpus"], bounds: tuple[int, int
 def keep(
     rule: Rule,
     tokens: Integer[ndarray, " corpus"],
-    bounds: tuple[int, int],
+    bounds: Sequence[Any],
     width: int,
     most: int,
     stream: Stream,

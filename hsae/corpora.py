@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 
 import requests
@@ -30,18 +31,22 @@ class CorpusName(StrEnum):
 
 @dataclass
 class DataConfig:
-    """Section `prepare_data`: which text, and the share of it held out at the end for validation and for test."""
+    """Section `prepare_data`: which text, and the shares of it that are held out (`data.split`).
+
+    path: the file of a text_file. max_chars: of about so many characters of the text each document keeps its share.
+    """
 
     corpus: CorpusName
     path: str | None
     val_fraction: float
+    final_fraction: float
     test_fraction: float
     max_chars: int | None
 
     def __post_init__(self) -> None:
-        check_positive(self, ["val_fraction", "test_fraction"])
-        held_out = self.val_fraction + self.test_fraction
-        check("val_fraction + test_fraction", held_out, "below 1", held_out < 1)
+        check_positive(self, ["val_fraction", "final_fraction", "test_fraction"])
+        held_out = self.val_fraction + self.final_fraction + self.test_fraction
+        check("val_fraction + final_fraction + test_fraction", held_out, "below 1", held_out < 1)
         check("max_chars", self.max_chars, "above 0, or null", self.max_chars is None or self.max_chars > 0)
         needs_path = self.corpus == CorpusName.text_file
         check("path", self.path, "the file to read when corpus is text_file", not (needs_path and self.path is None))
@@ -61,6 +66,19 @@ class Corpus:
 
     text: str
     documents: list[Document]
+
+    def parts(self) -> list[str]:
+        """The text of each document."""
+        ends = [document.start for document in self.documents[1:]] + [len(self.text)]
+        return [self.text[document.start : end] for document, end in zip(self.documents, ends, strict=True)]
+
+    def shortened(self, n_chars: int) -> "Corpus":
+        """So many characters, if it has more: of every document its beginning, the same share of all."""
+        share = min(n_chars / len(self.text), 1.0)
+        bounds = [round(share * start) for start in [document.start for document in self.documents] + [len(self.text)]]
+        text = "".join(part[: end - begin] for part, (begin, end) in zip(self.parts(), pairwise(bounds), strict=True))
+        kept = zip(self.documents, pairwise(bounds), strict=True)
+        return Corpus(text, [Document(document.title, begin) for document, (begin, end) in kept if begin < end])
 
 
 @dataclass(frozen=True)
@@ -110,8 +128,7 @@ def load_corpus(config: DataConfig, download_dir: Path) -> Corpus:
         corpus = _published(config, download_dir)
     if not corpus.text:
         raise ValueError(f"corpus {config.corpus} ({config.path or 'no path'}) is empty.")
-    end = config.max_chars or len(corpus.text)
-    return Corpus(corpus.text[:end], [document for document in corpus.documents if document.start < end])
+    return corpus.shortened(config.max_chars or len(corpus.text))
 
 
 def clean_play(markdown: str) -> str:

@@ -1,10 +1,16 @@
-"""Characters as tokens: the tokenizer, the split into train, validation and test, and windows of tokens."""
+"""Characters as tokens: the tokenizer, the splits of a corpus, and the contexts that it is cut into.
 
+A split is a list of ranges, [begin, end) in tokens, each within one document. No context, and no target, lies in two
+ranges: what a document says is never read as the beginning of the next one.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 
@@ -39,32 +45,79 @@ class CharTokenizer:
         return "".join(self.alphabet[token] for token in tokens.tolist())
 
 
-def split(n: int, val_fraction: float, test_fraction: float) -> dict[str, tuple[int, int]]:
-    """Start and end of the contiguous splits `train`, `val` and `test`, in this order, of `n` tokens."""
-    val = round(n * (1 - val_fraction - test_fraction))
-    test = round(n * (1 - test_fraction))
-    return {"train": (0, val), "val": (val, test), "test": (test, n)}
+def split(
+    document_starts: Sequence[int], n: int, val_fraction: float, final_fraction: float, test_fraction: float
+) -> dict[str, list[tuple[int, int]]]:
+    """The ranges of the splits `train`, `final`, `val` and `test`, in this order, of a corpus of `n` tokens.
 
-
-def windows(tokens: Integer[Tensor, " n"], context: int) -> Integer[Tensor, "window context_plus_1"]:
-    """Cut into consecutive windows of `context` inputs and one more target; neighbours share that one token.
-
-    Raises ValueError if there is not even one window.
+    `final` is for the last comparison alone. Splits are of whole documents in the corpus's order: from its end, `test`
+    takes documents until it has its share, then `val`, then `final`, each one at least; `train` has the others. A
+    corpus of fewer documents than splits is cut at the fractions instead, within documents where it must be.
     """
-    n_windows = (len(tokens) - 1) // context
-    if n_windows < 1:
-        raise ValueError(f"a split of {len(tokens)} characters is shorter than one context of {context} and a target.")
-    return tokens[: n_windows * context + 1].unfold(0, context + 1, context)
+    fractions = {"test": test_fraction, "val": val_fraction, "final": final_fraction}
+    bounds = [*document_starts, n]
+    if len(document_starts) <= len(fractions):
+        at = [0, *(round(n * (1 - sum(list(fractions.values())[:i]))) for i in (3, 2, 1)), n]
+        named = zip(("train", "final", "val", "test"), pairwise(at), strict=True)
+        return {name: _within(bounds, begin, end) for name, (begin, end) in named}
+    documents = list(pairwise(bounds))
+    splits: dict[str, list[tuple[int, int]]] = {}
+    for name, fraction in fractions.items():
+        taken: list[tuple[int, int]] = []
+        to_come = len(fractions) - len(splits)  # splits after this one, `train` among them: a document for each
+        while len(documents) > to_come and (not taken or sum(end - begin for begin, end in taken) < fraction * n):
+            taken.insert(0, documents.pop())
+        splits[name] = taken
+    return {"train": documents, **{name: splits[name] for name in ("final", "val", "test")}}
 
 
-def random_windows(
-    tokens: Integer[Tensor, " n"], context: int, batch_size: int, generator: torch.Generator
-) -> Integer[Tensor, "batch context_plus_1"]:
-    """Windows that start anywhere, for training."""
-    if len(tokens) <= context:
-        raise ValueError(f"a split of {len(tokens)} characters is shorter than one context of {context} and a target.")
-    starts = torch.randint(len(tokens) - context, (batch_size, 1), generator=generator)
-    return tokens[starts + torch.arange(context + 1)]
+def context_starts(ranges: Integer[Tensor, "range 2"], context: int) -> Int[Tensor, " window"]:
+    """Where the contexts of a split begin: consecutive ones of `context` inputs and one more target in each range.
+
+    What is left of a range, and a range that is shorter, belongs to no context. Raises ValueError if there is none.
+    """
+    counts = (ranges[:, 1] - ranges[:, 0] - 1).clamp(min=0) // context
+    _check_contexts(counts, ranges, context)
+    first = counts.cumsum(0) - counts
+    within = torch.arange(int(counts.sum())) - first.repeat_interleave(counts)
+    return ranges[:, 0].repeat_interleave(counts) + context * within
+
+
+def windows(
+    tokens: Integer[Tensor, " n"], starts: Int[Tensor, " window"], context: int
+) -> Integer[Tensor, "window context_plus_1"]:
+    """The contexts that begin there: `context` inputs and one more target; neighbours share that one token."""
+    return tokens[starts[:, None] + torch.arange(context + 1)]
+
+
+def random_starts(
+    ranges: Integer[Tensor, "range 2"], context: int, n: int, generator: torch.Generator
+) -> Int[Tensor, " window"]:
+    """Where `n` windows begin that start anywhere in a split and end, with their target, in the same range.
+
+    Raises ValueError if no range has room for one.
+    """
+    room = (ranges[:, 1] - ranges[:, 0] - context).clamp(min=0)
+    _check_contexts(room, ranges, context)
+    ends = room.cumsum(0)
+    places = torch.randint(int(ends[-1]), (n,), generator=generator)
+    of = torch.searchsorted(ends, places, right=True)
+    return ranges[of, 0] + places - (ends - room)[of]
+
+
+def _check_contexts(counts: Int[Tensor, " range"], ranges: Integer[Tensor, "range 2"], context: int) -> None:
+    if not counts.any():
+        longest = int((ranges[:, 1] - ranges[:, 0]).max()) if len(ranges) else 0
+        raise ValueError(
+            f"a split whose longest document has {longest} tokens has no context of {context} and a target: documents "
+            f"must be longer, or the context at most {max(longest - 1, 0)} tokens."
+        )
+
+
+def _within(bounds: list[int], begin: int, end: int) -> list[tuple[int, int]]:
+    """The parts of documents, given their bounds, that lie in [begin, end)."""
+    parts = ((max(start, begin), min(stop, end)) for start, stop in pairwise(bounds))
+    return [(start, stop) for start, stop in parts if start < stop]
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
 from hsae.activations import Store
@@ -18,7 +19,21 @@ Reconstruction = tuple[Float[Tensor, "batch d_sae"], Float[Tensor, "batch d_in"]
 
 
 Sums = dict[str, Float[Tensor, " context"]]
-"""Sums over the characters of each context, in the order of the store; float64."""
+"""Sums over the tokens of each context that are kept, in the order of the store; float64."""
+
+
+class Split(StrEnum):
+    """What dictionaries are evaluated on: `final` once, by the last comparison (hsae/sweeps/final.yaml)."""
+
+    test = "test"
+    final = "final"
+
+
+@dataclass
+class EvaluationConfig:
+    """Section `evaluate`."""
+
+    split: Split
 
 
 class Evaluation(NamedTuple):
@@ -45,6 +60,7 @@ class _Clean(NamedTuple):
     log_p: Float[Tensor, "context pos n_vocab"]
     p: Float[Tensor, "context pos n_vocab"]
     next_tokens: Integer[Tensor, "context pos 1"]
+    kept: Bool[Tensor, "context pos"]
 
 
 @dataclass
@@ -70,6 +86,7 @@ def evaluate(
 ) -> Evaluation:
     """Replace the stored residual stream by each method's reconstruction of it, over whole contexts in their order.
 
+    Rows that are masked (`activations.Mask`) keep their stream, and neither they nor what is predicted there count.
     `tokens` are those of the whole corpus, into which the store's offsets point; a method maps a batch of normalised
     activations to its codes and reconstruction. The language model's own losses are the clean one, and those with the
     stream set to zero or to its training mean; in nats per character. The metrics of each method:
@@ -83,31 +100,30 @@ def evaluate(
     ablations = {"zero": torch.zeros_like(mean), "mean": mean}
     entries = {name: _Method(reconstruct) for name, reconstruct in methods.items()}
     ablated = {name: _Method(lambda x: (x, x)) for name in ablations}
-    clean_ce, windows = [], store.windows(tokens)
+    windows, kept = store.windows(tokens), store.kept.view(-1, store.context)
     acts = store.activations.acts.unflatten(0, (-1, store.context))
+    shared: list[Sums] = []
     with Progress("evaluate", len(windows)) as bar:
-        for chunk, targets in zip(acts.split(32), windows.split(32), strict=True):
+        for chunk, targets, own in zip(acts.split(32), windows.split(32), kept.split(32), strict=True):
+            own = own.to(chunk.device)
             log_p = model.logits(chunk, store.layer).log_softmax(-1)
-            clean = _Clean(log_p, log_p.exp(), targets[:, 1:, None].to(chunk.device).long())
-            clean_ce.append(_losses(log_p, clean))
-            x = store.normalizer(chunk.flatten(0, 1))
+            clean = _Clean(log_p, log_p.exp(), targets[:, 1:, None].to(chunk.device).long(), own)
+            x = store.normalizer(chunk[own])
             for method in entries.values():
                 codes, x_hat = method.reconstruct(x)
                 method.totals.add(codes, x_hat, x)
-                replaced = store.normalizer.inverse(x_hat).view_as(chunk)
-                sums = {"active": codes != 0, "squared_error": (x - x_hat).square()}
-                own = {name: _by_context(values, len(chunk)) for name, values in sums.items()}
-                _add_losses(method, own, model.logits(replaced, store.layer), clean)
+                sums = {"active": (codes != 0).sum(1), "squared_error": (x - x_hat).square().double().sum(1)}
+                sums = {name: _by_context(values, own) for name, values in sums.items()}
+                logits = model.logits(_replaced(chunk, own, store.normalizer.inverse(x_hat)), store.layer)
+                _add_losses(method, sums, logits, clean)
             for name, value in ablations.items():
-                _add_losses(ablated[name], {}, model.logits(value.expand_as(chunk), store.layer), clean)
+                ablated_stream = _replaced(chunk, own, value.expand(len(x), -1))
+                _add_losses(ablated[name], {}, model.logits(ablated_stream, store.layer), clean)
+            shared.append({"n_tokens": own.double().sum(1), "ce_clean": _losses(log_p, clean)})
             bar.advance(len(chunk))
-    n = len(store)
-    contexts = {
-        "n_tokens": torch.full((len(acts),), float(store.context), dtype=torch.float64, device=acts.device),
-        "sum_squares": _distances(store, len(acts)),
-        "ce_clean": torch.cat(clean_ce),
-        "ce_mean_ablated": ablated["mean"].contexts()["ce"],
-    }
+    contexts = {name: torch.cat([part[name] for part in shared]) for name in ("n_tokens", "ce_clean")}
+    contexts |= {"sum_squares": _distances(store), "ce_mean_ablated": ablated["mean"].contexts()["ce"]}
+    n = int(store.kept.sum())
     language_model = {"n_tokens": n, "ce_clean": contexts["ce_clean"].sum().item() / n}
     language_model |= {f"ce_{name}_ablated": method.ce() / n for name, method in ablated.items()}
     language_model["kl_mean_ablated"] = ablated["mean"].kl / n
@@ -115,19 +131,32 @@ def evaluate(
     return Evaluation(language_model, metrics, contexts, {name: method.contexts() for name, method in entries.items()})
 
 
-def _by_context(values: Tensor, n_contexts: int) -> Float[Tensor, " context"]:
-    return values.double().view(n_contexts, -1).sum(1)
+def _replaced(
+    chunk: Float[Tensor, "context pos d_in"], kept: Bool[Tensor, "context pos"], rows: Float[Tensor, "kept d_in"]
+) -> Float[Tensor, "context pos d_in"]:
+    """The stream with these rows in the places of the kept ones."""
+    replaced = chunk.clone()
+    replaced[kept] = rows
+    return replaced
 
 
-def _distances(store: Store, n_contexts: int) -> Float[Tensor, " context"]:
+def _by_context(values: Shaped[Tensor, " kept"], kept: Bool[Tensor, "context pos"]) -> Float[Tensor, " context"]:
+    """Sums over each context of what the kept rows have."""
+    placed = torch.zeros(kept.shape, dtype=torch.float64, device=values.device)
+    placed[kept] = values.double()
+    return placed.sum(1)
+
+
+def _distances(store: Store) -> Float[Tensor, " context"]:
     """Squared distance of the normalised activations from their mean."""
-    mean = sum(x.double().sum(0) for x in store.batches()) / len(store)
-    distances = [(x - mean).square().sum(1) for x in store.batches()]
-    return _by_context(torch.cat(distances), n_contexts)
+    mean = sum(x.double().sum(0) for x in store.batches()) / store.kept.sum()
+    distances = torch.cat([(x - mean).square().sum(1) for x in store.batches()])
+    return _by_context(distances, store.kept.view(-1, store.context).to(distances.device))
 
 
 def _losses(log_p: Float[Tensor, "context pos n_vocab"], clean: _Clean) -> Float[Tensor, " context"]:
-    return _by_context(-log_p.gather(-1, clean.next_tokens), len(log_p))
+    losses = -log_p.gather(-1, clean.next_tokens)[..., 0].double()
+    return (losses * clean.kept).sum(1)
 
 
 def _add_losses(method: _Method, own: Sums, logits: Float[Tensor, "context pos n_vocab"], clean: _Clean) -> None:
@@ -136,7 +165,7 @@ def _add_losses(method: _Method, own: Sums, logits: Float[Tensor, "context pos n
     method.parts.append({**own, "ce": _losses(log_p, clean)})
     # In place: of 49,152 tokens, each tensor more takes longer than the logits do.
     kl = torch.sub(clean.log_p, log_p, out=log_p).mul_(clean.p).sum(-1)
-    method.kl += kl.double().sum().item()
+    method.kl += (kl.double() * clean.kept).sum().item()
 
 
 def _metrics(method: _Method, language_model: dict[str, float]) -> dict[str, float]:

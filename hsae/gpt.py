@@ -154,7 +154,8 @@ def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> GPT:
 def untrained(header: dict[str, Any], stream: Stream) -> GPT:
     """A transformer of the shape of a saved one, randomly initialised, ready for inference."""
     with stream.seeding():
-        return GPT(GPTConfig(**header["config"]), header["n_vocab"]).eval().requires_grad_(False)
+        model = GPT(GPTConfig(**header["config"]), header["n_vocab"])
+    return model.eval().requires_grad_(False)
 
 
 def _initialise(module: nn.Module) -> None:

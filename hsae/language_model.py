@@ -2,24 +2,30 @@
 
 import copy
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
 from hsae.causal_lm import CausalLM
 from hsae.checkpoint import NOWHERE, Checkpoints, named, restore, tensors_of
 from hsae.config import check, check_positive
-from hsae.data import random_windows, windows
+from hsae.data import random_starts, windows
 from hsae.gpt import GPT
 from hsae.progress import Progress
+from hsae.streams import Stream
 
 
 @dataclass
 class TransformerConfig:
-    """Section `train_transformer`: the model's shape and its training. Tokens seen = steps * batch_size * context."""
+    """Section `train_transformer`: the model's shape and its training. Tokens seen = steps * batch_size * context.
+
+    The first `eval_windows` contexts of the validation split choose the weights that are kept, and as many after them
+    give the loss that is published; if there are fewer, each gets half of them.
+    """
 
     seed: int
     n_layer: int
@@ -54,7 +60,10 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class TrainedTransformer:
-    """The model at its best validation loss, and a row of the loss curve per evaluation (nats per character)."""
+    """The model at its best validation loss, and a row of the loss curve per evaluation (nats per character).
+
+    `best` is the row that chose the weights: its loss is the lowest of many, and flattered.
+    """
 
     model: CausalLM
     curve: list[dict[str, float]]
@@ -72,37 +81,40 @@ class _Log:
 
 def train(
     model: GPT,
-    train_tokens: Integer[Tensor, " n"],
-    val_tokens: Integer[Tensor, " m"],
+    tokens: Integer[Tensor, " corpus"],
+    ranges: Integer[Tensor, "range 2"],
+    choosing: Integer[Tensor, "window context_plus_1"],
     config: TransformerConfig,
+    stream: Stream,
     checkpoints: Checkpoints = NOWHERE,
 ) -> TrainedTransformer:
-    """Train with AdamW, linear warm-up and cosine decay; keep the weights with the lowest validation loss.
+    """Train with AdamW, linear warm-up and cosine decay; keep the weights with the lowest loss on `choosing`.
 
-    On a GPU products are in bfloat16 (automatic mixed precision); weights, optimizer and evaluation stay in float32.
-    If there is a checkpoint, training goes on from there, to the same bits. Raises ValueError if the loss stops being
-    finite.
+    Windows of `tokens` start anywhere in a range (data.py) and end in it. On a GPU products are in bfloat16 (automatic
+    mixed precision); weights, optimizer and evaluation stay in float32. If there is a checkpoint, training goes on from
+    there, to the same bits. Raises ValueError if the loss stops being finite.
     """
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = stream.of("order of batches").torch()
     optimizer = make_optimizer(model, config)
-    val_batch = windows(val_tokens, config.context)[: config.eval_windows]
     checkpoints = checkpoints.of("train_transformer")
     log, best_state = _Log(), {}
-    if saved := checkpoints.load():
-        restore(saved.tensors, model, optimizer, {"batches": generator})
-        log, best_state = _Log(**saved.state), named(saved.tensors, "best")
-    start = saved.step if saved else 0
-    with Progress("train_transformer", config.steps, start) as bar:
+    with stream.of("dropout").seeding(), ExitStack() as stack:
+        if saved := checkpoints.load():  # the state of the global generator, from which dropout draws, among it
+            restore(saved.tensors, model, optimizer, {"batches": generator})
+            log, best_state = _Log(**saved.state), named(saved.tensors, "best")
+        start = saved.step if saved else 0
+        bar = stack.enter_context(Progress("train_transformer", config.steps, start))
         for step in range(start, config.steps):
             lr = learning_rate(step, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = random_windows(train_tokens, config.context, config.batch_size, generator).to(device).long()
+            starts = random_starts(ranges, config.context, config.batch_size, generator)
+            batch = windows(tokens, starts, config.context).to(device).long()
             log.running.append(_step(model, optimizer, batch, config.grad_clip))
             last = step + 1 == config.steps
             if (step + 1) % config.eval_interval == 0 or last:
-                row = _evaluate(model, val_batch, step + 1, log.running)
+                row = _evaluate(model, choosing, step + 1, log.running)
                 log.curve.append({**row, "lr": lr})
                 log.running = []
                 if not log.best or row["val_loss"] < log.best["val_loss"]:
@@ -113,6 +125,17 @@ def train(
                 checkpoints.save(step + 1, tensors_of(model, optimizer, {"batches": generator}) | best, vars(log))
     model.load_state_dict(best_state)
     return TrainedTransformer(model.eval(), log.curve, log.best)
+
+
+def halves(starts: Int[Tensor, " window"], n: int) -> tuple[Int[Tensor, " half"], Int[Tensor, " half"]]:
+    """Of the contexts of the validation split those that choose the weights, and those that score them: `n` of each.
+
+    Raises ValueError if there are not two contexts.
+    """
+    n = min(n, len(starts) // 2)
+    if not n:
+        raise ValueError("the validation split has one context; it needs two: raise `prepare_data.val_fraction`.")
+    return starts[:n], starts[n : 2 * n]
 
 
 def learning_rate(step: int, config: TransformerConfig) -> float:

@@ -9,8 +9,9 @@ import importlib.util
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -177,10 +178,23 @@ def untrained(header: dict[str, Any], stream: Stream) -> PretrainedLM:
     return PretrainedLM(model, header["context"], header["prefix"]).eval().requires_grad_(False)
 
 
-def tokenize(config: ModelConfig, text: str) -> tuple[Int[Tensor, " token"], list[int], list[str]]:
-    """Tokens of a text, the character at which each begins, and what each of the vocabulary stands for.
+class Tokens(NamedTuple):
+    """Documents as tokens, one after the other."""
 
-    A token that is not a whole character stands for U+FFFD. Raises ValueError for a tokenizer that cannot be found.
+    tokens: Int[Tensor, " token"]
+    starts: list[int]
+    """Where each document begins."""
+    vocabulary: list[str]
+    """What each token stands for; U+FFFD for one that is not a whole character."""
+    special: list[int]
+    """Tokens of the vocabulary that stand for no text."""
+
+
+def tokenize(config: ModelConfig, documents: list[str]) -> Tokens:
+    """Tokens of some documents, each by itself, so that no token lies in two.
+
+    A document that spells a special token out, `<|endoftext|>` say, gets that token: it is masked
+    (`activations.Mask`). Raises ValueError for a tokenizer that cannot be found.
     """
     from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -188,15 +202,18 @@ def tokenize(config: ModelConfig, text: str) -> tuple[Int[Tensor, " token"], lis
         tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, **options)
         n_vocab = AutoConfig.from_pretrained(place, **options).get_text_config().vocab_size
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"the tokenizer of {config.name} is not supported: it does not say where its tokens begin.")
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        raise ValueError(f"the tokenizer of {config.name} is not supported: it is not one of the library tokenizers.")
+    found = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in documents]
     # Alone, a token that begins a word loses its blank: it is seen after another one.
     before = tokenizer("a", add_special_tokens=False)["input_ids"][-1]
     pairs = [[before, i] for i in range(len(tokenizer))]
     alone = str(tokenizer.decode([before]))
     pieces = [piece.removeprefix(alone) for piece in tokenizer.batch_decode(pairs, clean_up_tokenization_spaces=False)]
     pieces += [UNKNOWN] * (n_vocab - len(pieces))  # logits that no token has
-    return torch.tensor(found["input_ids"], dtype=torch.int32), [start for start, _ in found["offset_mapping"]], pieces
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = sorted(marked | set(tokenizer.all_special_ids))
+    starts = [0, *accumulate(map(len, found))][:-1]
+    return Tokens(torch.tensor(list(chain(*found)), dtype=torch.int32), starts, pieces, special)
 
 
 def _be_quiet() -> None:

@@ -212,5 +212,5 @@ def data_uri(png: Path) -> str:
 @torch.no_grad()
 def encode(model: HierarchicalSAE, store: Store) -> tuple[Float[Tensor, "n d_sae1"], Float[Tensor, "n d_sae2"]]:
     """Activations of both levels on all rows of `store`."""
-    h1 = torch.cat([model.level1.encode(x) for x in store.batches()])
+    h1 = torch.cat([model.level1.encode(x) for x in store.x(slice(0, len(store))).split(4096)])
     return h1, torch.cat([model.level2.encode(chunk) for chunk in h1.split(4096)])

@@ -38,22 +38,22 @@ def directions(name: str, tensors: dict[str, Tensor]) -> dict[str, Directions]:
     }
 
 
-def collect(commits: dict[int, str], paths: dict[str, str]) -> None:
-    """Write the stability of the models of some commits (seed -> commit) to metrics/ and plots/.
+def collect(commits: dict[int, str], paths: dict[str, str], name: str = "stability") -> None:
+    """Write the stability of the models of some commits (seed -> commit) to metrics/ and plots/, under a name.
 
-    metrics/stability.csv has the pairs of seeds, metrics/stability_latents.csv the latents of the first seed
+    metrics/<name>.csv has the pairs of seeds, metrics/<name>_latents.csv the latents of the first seed
     (`stability.stability`).
     """
     models: dict[str, dict[int, Directions]] = {}
     for seed, commit in commits.items():
-        for name, found in read_models(commit, paths).items():
-            models.setdefault(name, {})[seed] = found
+        for dictionary, found in read_models(commit, paths).items():
+            models.setdefault(dictionary, {})[seed] = found
     pairs, latents = stability(models, seed=0)
-    write_csv(Path("metrics/stability.csv"), pairs)
-    write_json(Path("metrics/stability.json"), summarize(pairs, latents))
-    write_csv(Path("metrics/stability_latents.csv"), latents)
+    write_csv(Path(f"metrics/{name}.csv"), pairs)
+    write_json(Path(f"metrics/{name}.json"), summarize(pairs, latents))
+    write_csv(Path(f"metrics/{name}_latents.csv"), latents)
     level2 = latents.query("dictionary.str.contains('level 2')")
-    write_figure(Path("plots/stability.png"), feature_plots.stability(pairs, level2))
+    write_figure(Path(f"plots/{name}.png"), feature_plots.stability(pairs, level2))
 
 
 def _living(tensors: dict[str, Tensor], prefix: str) -> Directions:

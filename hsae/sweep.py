@@ -137,7 +137,8 @@ def _collect(
         by_context = [context_bootstrap.read(commit) for commit in commits.values()]
         collect(label, sweep, results, missing, by_context)
         if len(results) > 1:
-            seed_models.collect(commits, sweep.models)
+            name = "stability" if label == "comparison" else f"{label}_stability"
+            seed_models.collect(commits, sweep.models, name)
     else:
         collect(label, sweep, results, missing)
         write_kept(label, activations, {names[run]: content for run, content in results.items()})

@@ -178,6 +178,7 @@ SCHEMAS: dict[str, type[AnySweep]] = {
     "ablations": Ablations,
     "frontier": Frontier,
     "comparison": Comparison,
+    "final": Comparison,
     "recovery": GroundTruth,
     "controls": Controls,
 }

@@ -73,7 +73,10 @@ def main() -> None:
 def _acts(hsae: HierarchicalSAE, store: Store) -> LevelActs:
     """What both levels do on a split."""
     return LevelActs(
-        *(csc_array(sparse_acts(basis.encode, store.batches())) for basis in causal.hsae_bases(hsae).values())
+        *(
+            csc_array(sparse_acts(basis.encode, store.x(slice(0, len(store))).split(4096)))
+            for basis in causal.hsae_bases(hsae).values()
+        )
     )
 
 

@@ -74,7 +74,7 @@ def _tasks(
     bounds = read_json(stage.input("data/corpus.json"))["splits"]
     tasks: dict[str, dict[str, Task]] = {}
     kept: dict[str, dict[str, Kept]] = {}
-    for rule in causal_tasks.rules(tokens, vocabulary, bounds["train"][1]):
+    for rule in causal_tasks.rules(tokens, vocabulary, bounds["train"][-1][1]):
         found = {
             name: causal_tasks.keep(
                 rule,

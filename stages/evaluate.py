@@ -1,4 +1,4 @@
-"""All dictionaries on the test split -> metrics/evaluate.json: reconstruction, sparsity, loss recovered."""
+"""All dictionaries on a split -> metrics/evaluate.json: reconstruction, sparsity, loss recovered."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 from hsae import run
 from hsae.clusters import load as load_clusters
-from hsae.evaluation import evaluate
+from hsae.evaluation import EvaluationConfig, evaluate
 from hsae.files import read_json, read_tensors, write_json, write_tensors
 from stages.files import read_store
 from stages.trained import read_flat
@@ -27,11 +27,10 @@ def main(flat: list[str], clustering: list[str]) -> None:
             tensors, _ = read_tensors(stage.input(f"models/clustering_baseline/{name}.safetensors"))
             methods[f"clustering/{name}"] = load_clusters(name, tensors, l0s, device).reconstruct
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
-        test = read_store(stage, "test", device)
-        measured = evaluate(model, test, tokens, methods)
-        result = {
-            "language_model": {**measured.language_model, "threads": torch.get_num_threads(), "device": device.type}
-        }
+        split = stage.params(EvaluationConfig, "evaluate").split
+        measured = evaluate(model, read_store(stage, split, device), tokens, methods)
+        computed = {"split": split.value, "threads": torch.get_num_threads(), "device": device.type}
+        result = {"language_model": {**measured.language_model, **computed}}
         hsae = read_json(stage.input("metrics/hsae.json"))
         result["hsae"] = {level: hsae[level] for level in ("level1", "level2")}
         for path, metrics in measured.methods.items():

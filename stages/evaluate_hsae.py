@@ -1,4 +1,4 @@
-"""The trained HSAE on the test split -> metrics/hsae.json: both levels as dictionaries, and its parent-child graph.
+"""The trained HSAE on a split -> metrics/hsae.json: both levels as dictionaries, and its parent-child graph.
 
 Beside it stands `untrained`: what the same HSAE scores at its start.
 """
@@ -9,7 +9,7 @@ from typing import Any
 from hsae import graph, hierarchical, hierarchy, run
 from hsae.activations import Store
 from hsae.dictionary import DictionaryConfig
-from hsae.evaluation import evaluate
+from hsae.evaluation import EvaluationConfig, evaluate
 from hsae.files import read_tensors, write_csv, write_json, write_tensors
 from hsae.hierarchical import HierarchicalSAE
 from hsae.streams import Stream
@@ -26,7 +26,8 @@ def main() -> None:
         model = read_transformer(stage, device)
         hsae, untrained = read_hsae(stage, device), read_untrained_hsae(stage, device)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
-        val, test = (read_store(stage, split, device) for split in ("val", "test"))
+        split = stage.params(EvaluationConfig, "evaluate").split
+        val, test = (read_store(stage, name, device) for name in ("val", split))
         methods = {"hsae/level1": hsae.reconstruct_from_h1, "hsae/level2": hsae.reconstruct_from_h2}
         measured = evaluate(model, test, tokens, methods)
         write_tensors(Path("data/contexts/hsae.safetensors"), measured.tensors())

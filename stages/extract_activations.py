@@ -9,12 +9,15 @@ from torch import Tensor
 from hsae import blocks, run
 from hsae.activations import ActivationConfig, Store, collect
 from hsae.blocks import Plan
-from hsae.data import windows
-from hsae.files import fingerprint, read_json, read_tensors, replace_folder
+from hsae.config import check
+from hsae.data import context_starts, windows
+from hsae.files import fingerprint, read_json, read_tensors, replace_folder, write_json
 from hsae.processes import leads, start, together
 from hsae.progress import Progress
+from hsae.streams import Stream
 from stages.transformer import read_transformer
 
+HELD_OUT = ("test", "final")  # what is read by all evaluations, and by the last comparison alone
 SOURCES = ("models/transformer.safetensors", "data/tokens.safetensors")
 
 
@@ -28,11 +31,12 @@ def main() -> None:
         config.check_layer(model.n_layer)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         corpus = read_json(stage.input("data/corpus.json"))
+        special = torch.tensor(read_json(stage.input("data/tokenizer.json"))["special"], dtype=torch.long)
         document_starts = torch.tensor([document["start"] for document in corpus["documents"]])
         context = model.context
-        begins = {name: begin for name, (begin, _) in corpus["splits"].items()}
-        cut = {name: windows(tokens[slice(*ends)], context) for name, ends in corpus["splits"].items()}
-        plan = Plan.draw(len(cut["train"]), begins["train"], document_starts, context, config)
+        starts = {name: context_starts(torch.tensor(ranges), context) for name, ranges in corpus["splits"].items()}
+        stream = Stream(config.seed, "extract_activations")
+        plan = Plan.draw(starts["train"], document_starts, context, config, stream)
         sources = {path: fingerprint(Path(path)) for path in SOURCES}
 
         def residual(tokens: Tensor) -> Tensor:
@@ -40,17 +44,22 @@ def main() -> None:
 
         with together(stage, device) as folder:
             made = folder / "train"
-            normalizer = blocks.write(plan, made, partial(plan.make, residual, tokens), config.keep, sources)
-            for name, n_tokens in {"val": config.val_tokens, "test": config.test_tokens}.items():
-                chosen = cut[name][: max(n_tokens // context, 1)]
-                first_offsets = begins[name] + torch.arange(len(chosen)) * context
+            make = partial(plan.make, residual, tokens)
+            fitted = blocks.write(plan, made, make, tokens, special, config, sources)
+            counts = {"first_block": fitted.counts}
+            for name, n_tokens in {"val": config.val_tokens, **dict.fromkeys(HELD_OUT, config.test_tokens)}.items():
+                chosen = starts[name][: max(n_tokens // context, 1)]
                 with Progress("extract_activations", len(chosen)) as bar:
-                    rows = collect(residual, chosen, first_offsets, document_starts, bar=bar)
+                    rows = collect(residual, windows(tokens, chosen, context), chosen, document_starts, bar=bar)
+                rows = fitted.mask(rows, tokens)
+                counts[name] = fitted.mask.counts(rows, tokens)
+                check(f"tokens of `{name}` that are kept", int(rows.kept.sum()), "above 0", bool(rows.kept.any()))
                 if leads():
-                    store = Store(rows, normalizer, config.layer, context)
+                    store = Store(rows, fitted.normalizer, config.layer, context)
                     store.write(Path(f"data/activations/{name}.safetensors"))
             if leads():
                 replace_folder(made, Path("data/activations/train"))
+                write_json(Path("metrics/activations.json"), counts)
 
 
 if __name__ == "__main__":

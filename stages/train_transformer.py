@@ -1,7 +1,6 @@
 """Tokens -> the language model: ours, trained, or a pretrained one, converted; and a sample of what it writes."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -10,10 +9,12 @@ from torch import Tensor
 from hsae import pretrained, run
 from hsae.causal_lm import ModelConfig, Source
 from hsae.checkpoint import Checkpoints
-from hsae.data import windows
+from hsae.data import context_starts, windows
 from hsae.files import read_json, read_tensors, write_csv, write_json, write_tensors, write_text
 from hsae.gpt import GPT, GPTConfig
-from hsae.language_model import TrainedTransformer, TransformerConfig, cross_entropy, train
+from hsae.language_model import TrainedTransformer, TransformerConfig, cross_entropy, halves, train
+from hsae.samples import Record, Role, record
+from hsae.streams import Stream
 
 
 def main() -> None:
@@ -23,39 +24,46 @@ def main() -> None:
         config, source = stage.params(TransformerConfig, "train_transformer"), stage.params(ModelConfig, "model")
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         splits = read_json(stage.input("data/corpus.json"))["splits"]
+        ranges, val = (torch.tensor(splits[name]) for name in ("train", "val"))
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
-        train_tokens, val_tokens = (tokens[slice(*splits[name])] for name in ("train", "val"))
+        context = source.context if source.source == Source.hf else config.context
+        choosing, scoring = halves(context_starts(val, context), config.eval_windows)
+        stream = Stream(config.seed, "train_transformer")
         with stage.checkpoints() as folder:
             if source.source == Source.hf:
-                trained, tensors, header = _convert(source, vocabulary, val_tokens, config.eval_windows, device)
+                tensors, header = pretrained.convert(source, vocabulary)
+                trained = TrainedTransformer(pretrained.load(tensors, header).to(device), [], {})
             else:
-                torch.manual_seed(config.seed)
                 shape = GPTConfig(config.n_layer, config.n_head, config.d_model, config.context, config.dropout)
-                model = GPT(shape, len(vocabulary)).to(device)
-                trained = train(model, train_tokens, val_tokens, config, Checkpoints(folder))
+                with stream.of("weights").seeding():
+                    model = GPT(shape, len(vocabulary)).to(device)
+                batch = windows(tokens, choosing, context)
+                trained = train(model, tokens, ranges, batch, config, stream, Checkpoints(folder))
                 tensors, header = model.state_dict(), {"config": vars(shape), "n_vocab": len(vocabulary)}
             model = trained.model
-            prompt = val_tokens[: model.context].to(device).long()
-            sample = model.generate(prompt, config.sample_chars, torch.Generator().manual_seed(config.seed))
+            prompt = tokens[val[0, 0] : val[0, 0] + context].to(device).long()
+            sample = model.generate(prompt, config.sample_chars, stream.of("sample").torch())
             write_tensors(Path("models/transformer.safetensors"), tensors, header)
             text = "".join(vocabulary[token] for token in sample[len(prompt) :].tolist())
             write_text(Path("models/transformer_sample.txt"), text)
-            write_csv(Path("plots/train_transformer.csv"), pd.DataFrame(trained.curve))
-            steps = config.steps if source.source == Source.train else 0
+            loss = cross_entropy(model, windows(tokens, scoring, context), chunk=8)
+            given = {"step": 0, "train_loss": loss, "val_loss": loss}  # of a pretrained one
+            write_csv(Path("plots/train_transformer.csv"), pd.DataFrame(trained.curve or [{**given, "lr": 0.0}]))
+            steps = config.steps if trained.curve else 0
             tokens_seen = steps * config.batch_size * config.context
             computed = {"tokens_seen": tokens_seen, "threads": torch.get_num_threads(), "device": device.type}
-            write_json(Path("metrics/train_transformer.json"), {**trained.best, **computed})
+            samples = _samples(choosing, scoring, context) if trained.curve else []
+            metrics = {**given, **trained.best, "val_loss": loss, **computed, "samples": samples}
+            write_json(Path("metrics/train_transformer.json"), metrics)
 
 
-def _convert(
-    source: ModelConfig, vocabulary: list[str], val_tokens: Tensor, eval_windows: int, device: torch.device
-) -> tuple[TrainedTransformer, dict[str, Tensor], dict[str, Any]]:
-    """A pretrained model, its loss on the validation split being all that is to be measured; tensors and header."""
-    tensors, header = pretrained.convert(source, vocabulary)
-    model = pretrained.load(tensors, header).to(device)
-    loss = cross_entropy(model, windows(val_tokens, source.context)[:eval_windows], chunk=8)
-    row = {"step": 0, "train_loss": loss, "val_loss": loss}
-    return TrainedTransformer(model, [{**row, "lr": 0.0}], row), tensors, header
+def _samples(choosing: Tensor, scoring: Tensor, context: int) -> list[Record]:
+    """At which tokens the weights were chosen, by what they predict there, and at which their loss was measured."""
+    roles: dict[Role, Tensor] = {"chosen": choosing, "scored": scoring}
+    return [
+        record("weights of the transformer", role, "val", (starts[:, None] + torch.arange(context)).flatten().numpy())
+        for role, starts in roles.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 
 from hsae import synthetic
 from hsae.activations import Normalizer, Store, collect
-from hsae.data import windows
+from hsae.data import context_starts, windows
 from hsae.gpt import GPT, GPTConfig
 from hsae.synthetic import Forest, SyntheticData
 from tests.forest import CONFIG, N, seeded
@@ -56,9 +56,9 @@ def corpus_tokens() -> torch.Tensor:
 @pytest.fixture
 def store(gpt: GPT, corpus_tokens: torch.Tensor) -> Store:
     """All 40 contexts in their order, normalised by their own mean and scale."""
-    cut = windows(corpus_tokens[10:], CONTEXT)
-    first_offsets = 10 + CONTEXT * torch.arange(len(cut))
-    collected = collect(lambda tokens: gpt.residual(tokens, LAYER), cut, first_offsets, torch.tensor([0, 50, 100]))
+    starts = context_starts(torch.tensor([[10, len(corpus_tokens)]]), CONTEXT)
+    cut = windows(corpus_tokens, starts, CONTEXT)
+    collected = collect(lambda tokens: gpt.residual(tokens, LAYER), cut, starts, torch.tensor([0, 50, 100]))
     return Store(collected, Normalizer.fit(collected.acts), LAYER, CONTEXT)
 
 

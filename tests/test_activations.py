@@ -1,25 +1,29 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from hsae import activations, files
-from hsae.activations import ActivationConfig, Activations, Normalizer, Store, collect
-from hsae.data import windows
+from hsae.activations import ActivationConfig, Activations, Mask, Normalizer, Store, collect, norms
+from hsae.data import context_starts, windows
 from hsae.gpt import GPT
 from tests.conftest import CONTEXT, LAYER
 
 DOCUMENT_STARTS = torch.tensor([0, 8, 9, 42])
 
 
+def whole(tokens: torch.Tensor, context: int, begin: int = 0) -> torch.Tensor:
+    """Where the contexts of a text that is one document begin."""
+    return context_starts(torch.tensor([[begin, len(tokens)]]), context)
+
+
 def collected(gpt: GPT, tokens: torch.Tensor, seed: int | None) -> tuple[torch.Tensor, Activations]:
     """The second, fourth, ... windows of a corpus, so that offsets are not merely row numbers."""
-    cut = windows(tokens, CONTEXT)
-    chosen = torch.arange(1, len(cut), 2)
+    starts = whole(tokens, CONTEXT)[1::2]
+    cut = windows(tokens, starts, CONTEXT)
     shuffle = None if seed is None else torch.Generator().manual_seed(seed)
-    return cut[chosen], collect(
-        lambda inputs: gpt.residual(inputs, LAYER), cut[chosen], chosen * CONTEXT, DOCUMENT_STARTS, shuffle
-    )
+    return cut, collect(lambda inputs: gpt.residual(inputs, LAYER), cut, starts, DOCUMENT_STARTS, shuffle)
 
 
 def test_rows_collected_in_order_are_the_residual_stream_of_one_window_after_the_other(gpt: GPT, corpus_tokens):
@@ -70,16 +74,17 @@ def test_shuffling_repeats_for_a_seed_and_differs_for_another(gpt: GPT, corpus_t
 @pytest.mark.parametrize("seed", [None, 0])
 def test_more_windows_than_one_chunk_are_all_collected(seed: int | None):
     tokens = torch.arange(401)
-    cut = windows(tokens, 4)
+    starts = whole(tokens, 4)
+    cut = windows(tokens, starts, 4)
     shuffle = None if seed is None else torch.Generator().manual_seed(seed)
-    rows = collect(lambda inputs: inputs[..., None].float(), cut, 4 * torch.arange(100), torch.tensor([0]), shuffle)
+    rows = collect(lambda inputs: inputs[..., None].float(), cut, starts, torch.tensor([0]), shuffle)
     assert torch.equal(rows.acts[:, 0].int(), rows.offsets)
     assert sorted(rows.offsets.tolist()) == list(range(400))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_activations_that_are_not_finite_are_refused(bad: float):
-    cut = windows(torch.arange(9), 4)
+    cut = torch.arange(9).unfold(0, 5, 4)
     with pytest.raises(ValueError, match="the transformer's activations are not finite"):
         collect(lambda inputs: torch.full((*inputs.shape, 2), bad), cut, torch.tensor([0, 4]), torch.tensor([0]))
 
@@ -115,7 +120,7 @@ def test_constant_or_infinite_activations_cannot_be_normalised(value: float):
 
 
 def test_the_windows_of_a_store_are_the_contexts_that_its_rows_come_from(store: Store, corpus_tokens):
-    assert torch.equal(store.windows(corpus_tokens), windows(corpus_tokens[10:], CONTEXT))
+    assert torch.equal(store.windows(corpus_tokens), windows(corpus_tokens, whole(corpus_tokens, CONTEXT, 10), CONTEXT))
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -140,7 +145,7 @@ def test_a_store_comes_back_from_its_file(store: Store, tmp_path):
         assert torch.equal(tensors_of(loaded)[name], tensor)
 
 
-@pytest.mark.parametrize("name", ["acts", "offsets", "positions", "documents"])
+@pytest.mark.parametrize("name", ["acts", "offsets", "positions", "documents", "kept"])
 def test_a_store_whose_tensors_differ_in_length_is_refused(store: Store, name: str):
     tensors = tensors_of(store)
     tensors[name] = tensors[name][:-1]
@@ -150,9 +155,84 @@ def test_a_store_whose_tensors_differ_in_length_is_refused(store: Store, name: s
         activations.read(tensors, {"layer": LAYER, "context": CONTEXT}, torch.device("cpu"))
 
 
+# What is masked
+
+NOTHING = torch.zeros(0, dtype=torch.long)
+
+
+def rows_of(lengths: list[float], kept: list[int] | None = None) -> Activations:
+    """Rows along (3, 4) with these norms, at consecutive offsets from 10 on."""
+    acts = torch.tensor(lengths)[:, None] * torch.tensor([[0.6, 0.8]])
+    numbers = torch.arange(len(acts))
+    own = torch.tensor([1] * len(acts) if kept is None else kept, dtype=torch.bool)
+    return Activations(acts, 10 + numbers, numbers, 0 * numbers, own)
+
+
+def test_norms_are_of_rows():
+    torch.testing.assert_close(norms(rows_of([5.0, 0.5]).acts), torch.tensor([5.0, 0.5]))
+
+
+def test_special_tokens_and_norms_above_the_limit_are_masked_by_hand():
+    # The median norm is 2, so that 20 is not above ten times it and 21 is.
+    rows = rows_of([1.0, 2.0, 2.0, 20.0, 21.0, 1.0, 30.0])
+    tokens = torch.cat([torch.full((10,), 9), torch.tensor([3, 3, 9, 3, 3, 8, 9])])
+    mask = Mask.fit(rows.acts, torch.tensor([8, 9]), max_norm=10.0)
+    assert mask.limit.item() == pytest.approx(20)
+    assert mask(rows, tokens).kept.tolist() == [True, True, False, True, False, False, False]
+    assert mask.counts(rows, tokens) == {"tokens": 7, "masked_special": 3, "masked_sink": 1}
+    assert Mask.fit(rows.acts, NOTHING, 10.0)(rows, tokens).kept.tolist() == [True] * 4 + [False, True, False]
+
+
+def test_without_a_limit_no_norm_is_masked():
+    rows = rows_of([1.0, 1.0, 1e15])
+    mask = Mask.fit(rows.acts, NOTHING, None)
+    assert mask(rows, torch.zeros(13, dtype=torch.uint8)).kept.all()
+    assert mask.limit.isfinite(), "it is written into a file"
+
+
+def test_masked_rows_give_their_places_to_the_first_that_are_kept():
+    rows = rows_of([1.0, 2.0, 3.0, 4.0, 5.0], kept=[0, 1, 1, 0, 1])
+    filled = rows.filled()
+    assert filled.offsets.tolist() == [11, 11, 12, 12, 14]
+    torch.testing.assert_close(norms(filled.acts), torch.tensor([2.0, 2.0, 3.0, 3.0, 5.0]))
+    assert filled.kept.all()
+    assert filled.positions.tolist() == [1, 1, 2, 2, 4]
+
+
+def test_few_kept_rows_stand_in_for_many_and_none_for_all():
+    assert rows_of([1.0] * 5, kept=[0, 0, 1, 0, 1]).filled().offsets.tolist() == [12, 14, 12, 12, 14]
+    rows = rows_of([1.0, 2.0])
+    assert rows.filled() is rows
+    with pytest.raises(ValueError, match=r"no token is kept: .* raise `extract_activations.max_norm`"):
+        rows_of([1.0], kept=[0]).filled()
+
+
+def test_batches_leave_masked_rows_out_and_x_does_not(store: Store):
+    kept = torch.arange(len(store)) % 3 != 1
+    kept[6:12] = False  # a batch without any
+    masked = replace(store, activations=replace(store.activations, kept=kept))
+    x = store.x(slice(0, len(store)))
+    assert torch.equal(masked.x(slice(0, len(store))), x)
+    batches = list(masked.batches(6))
+    assert torch.equal(torch.cat(batches), x[kept])
+    assert len(batches) == 39
+    assert len(masked) == len(store)
+
+
+def test_the_normaliser_is_of_the_kept_rows():
+    acts = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    kept = torch.arange(100) % 7 != 0
+    found, expected = Normalizer.fit(torch.where(kept[:, None], acts, 1e6), kept), Normalizer.fit(acts[kept])
+    torch.testing.assert_close(found.mean, expected.mean)
+    torch.testing.assert_close(found.scale, expected.scale)
+
+
+# Settings
+
+
 @pytest.mark.parametrize(("layer", "n_layer"), [(3, 3), (7, 4)])
 def test_a_layer_that_the_transformer_does_not_have_is_refused(layer: int, n_layer: int):
-    config = ActivationConfig(layer, 10, 20, 30, 5, keep=True, seed=0)
+    config = ActivationConfig(layer, 10, 20, 30, 5, keep=True, max_norm=None, seed=0)
     config.check_layer(layer + 1)
     expected = rf"`extract_activations.layer` must be in 0..{n_layer - 1} \(the blocks\); not {layer}"
     with pytest.raises(ValueError, match=expected):
@@ -165,8 +245,9 @@ def test_a_layer_that_the_transformer_does_not_have_is_refused(layer: int, n_lay
         ((-1, 1, 1, 1, 1), "`layer` must be 0 or above; not -1"),
         ((0, 1, 0, 1, 1), "`val_tokens` must be above 0; not 0"),
         ((0, 1, 1, 1, 0), "`block_tokens` must be above 0; not 0"),
+        ((0, 1, 1, 1, 1, 1.0), "`max_norm` must be above 1, or null; not 1.0"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(values: tuple, expected: str):
     with pytest.raises(ValueError, match=expected):
-        ActivationConfig(*values, keep=True, seed=0)
+        ActivationConfig(*values[:5], keep=True, max_norm=next(iter(values[5:]), None), seed=0)

@@ -17,7 +17,7 @@ from hsae.activations import ActivationConfig, Activations, Normalizer, Store, c
 from hsae.blocks import Blocks, Plan, Written
 from hsae.checkpoint import Checkpoints
 from hsae.controls import contexts
-from hsae.data import windows
+from hsae.data import context_starts, windows
 from hsae.files import fingerprint
 from hsae.gradients import level_gradients
 from hsae.streams import Stream
@@ -28,6 +28,9 @@ from tests.test_resume import Result, check_resume
 CONTEXT, D, BEGIN = 4, 3, 7
 CPU = torch.device("cpu")
 TOKENS = torch.randint(50, (BEGIN + 60 * CONTEXT + 2,), generator=torch.Generator().manual_seed(0))
+STARTS = context_starts(torch.tensor([[BEGIN, len(TOKENS)]]), CONTEXT)
+STREAM = Stream(3, "test")
+NOTHING = torch.zeros(0, dtype=torch.long)
 DOCUMENT_STARTS = torch.tensor([0, 100, 150])
 TABLE = torch.randn(50, D, generator=torch.Generator().manual_seed(1))
 SOURCES = {"models/transformer.safetensors": "of a model"}
@@ -38,9 +41,12 @@ def residual(tokens: Tensor) -> Tensor:
     return TABLE[tokens] + torch.arange(tokens.shape[1])[:, None]
 
 
+def settings(train_tokens: int = 200, block_tokens: int = 64, keep: bool = True) -> ActivationConfig:
+    return ActivationConfig(1, train_tokens, 1, 1, block_tokens, keep, max_norm=10.0, seed=0)
+
+
 def plan(train_tokens: int = 200, block_tokens: int = 64) -> Plan:
-    config = ActivationConfig(1, train_tokens, 1, 1, block_tokens, keep=True, seed=3)
-    return Plan.draw(60, BEGIN, DOCUMENT_STARTS, CONTEXT, config)
+    return Plan.draw(STARTS, DOCUMENT_STARTS, CONTEXT, settings(train_tokens, block_tokens), STREAM)
 
 
 def make(p: Plan, block: int) -> Activations:
@@ -48,7 +54,7 @@ def make(p: Plan, block: int) -> Activations:
 
 
 def written(folder: Path, p: Plan, keep: bool = True) -> Blocks:
-    blocks.write(p, folder, partial(p.make, residual, TOKENS), keep, SOURCES)
+    blocks.write(p, folder, partial(p.make, residual, TOKENS), TOKENS, NOTHING, settings(keep=keep), SOURCES)
     found = Written.read(folder, CPU)
     assert found.sources == SOURCES
     return found.kept() if keep else found.made(residual, TOKENS)
@@ -63,13 +69,21 @@ def check_equal(first: Activations, second: Activations) -> None:
 
 
 def test_one_block_is_what_is_drawn_without_blocks():
-    generator = torch.Generator().manual_seed(3)
-    chosen = torch.randperm(60, generator=generator)[:50]
-    cut = windows(TOKENS[BEGIN:], CONTEXT)
-    expected = collect(residual, cut[chosen], BEGIN + CONTEXT * chosen, DOCUMENT_STARTS, generator)
+    order = torch.randperm(60, generator=STREAM.of("choice of contexts").torch())
+    chosen = STARTS[order[:50]]
+    shuffle = STREAM.of("shuffle of block", 0).torch()
+    expected = collect(residual, windows(TOKENS, chosen, CONTEXT), chosen, DOCUMENT_STARTS, shuffle)
     p = plan(block_tokens=200)
     assert len(p) == 1
     check_equal(make(p, 0), expected)
+
+
+def test_contexts_are_chosen_among_those_that_stay_within_a_document():
+    ranges = torch.tensor([[7, 16], [16, 20], [20, 30]])
+    p = Plan.draw(context_starts(ranges, CONTEXT), torch.tensor([7, 16, 20]), CONTEXT, settings(), STREAM)
+    assert sorted(p.starts.tolist()) == [7, 11, 20, 24]
+    rows = make(p, 0)
+    assert sorted(rows.documents.tolist()) == [0] * 8 + [2] * 8
 
 
 def test_blocks_are_the_contexts_in_their_order_each_shuffled():
@@ -152,10 +166,55 @@ def test_blocks_that_a_stopped_run_left_are_not_made_again(block: int, tmp_path:
     name = f"{block:05d}.safetensors"
     (tmp_path / "part" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
     (tmp_path / "part/.00003.safetensors.1234.tmp").write_text("half of it")
-    normalizer = blocks.write(p, tmp_path / "part", counting, True, SOURCES)
+    fitted = blocks.write(p, tmp_path / "part", counting, TOKENS, NOTHING, settings(), SOURCES)
     assert len(list((tmp_path / "part").iterdir())) == 5
     assert made == [number for number in range(4) if number != block]
-    assert torch.equal(normalizer.mean, expected.normalizer.mean)
+    assert torch.equal(fitted.normalizer.mean, expected.normalizer.mean)
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "part" / path.name).read_bytes() == path.read_bytes()
+
+
+# What is masked
+
+
+def with_sinks(tokens: Tensor) -> Tensor:
+    """The stream, of which token 0 has a norm of a hundred times the others'."""
+    stream = residual(tokens)
+    return torch.where((tokens == 0)[..., None], 100 * stream, stream)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_no_masked_token_is_trained_on_and_blocks_are_as_large_as_planned(keep: bool, tmp_path: Path):
+    p, special = plan(), torch.tensor([3, 4])
+    fitted = blocks.write(p, tmp_path, partial(p.make, with_sinks, TOKENS), TOKENS, special, settings(keep=keep), {})
+    found = Written.read(tmp_path, CPU)
+    data = found.kept() if keep else found.made(with_sinks, TOKENS)
+    for number in range(4):
+        rows, raw = data.block(number).activations, p.make(with_sinks, TOKENS, number)
+        masked = torch.isin(TOKENS[raw.offsets.long()], torch.tensor([0, 3, 4]))
+        assert number == 3 or 0 < masked.sum() < len(masked) / 2
+        assert len(rows.acts) == len(raw.acts)
+        assert not torch.isin(TOKENS[rows.offsets.long()], torch.tensor([0, 3, 4])).any()
+        assert torch.equal(rows.acts[~masked], raw.acts[~masked])
+        assert torch.equal(rows.offsets[masked], raw.offsets[~masked][: masked.sum()])
+        if number == 0:
+            counts = [masked.numel(), torch.isin(TOKENS[raw.offsets.long()], special).sum().item()]
+            assert [fitted.counts[name] for name in ("tokens", "masked_special")] == counts
+            assert fitted.counts["masked_sink"] == masked.sum() - counts[1] > 0
+            expected = Normalizer.fit(raw.acts[~masked])
+            torch.testing.assert_close(data.normalizer.mean, expected.mean)
+            torch.testing.assert_close(data.normalizer.scale, expected.scale)
+
+
+def test_a_run_that_goes_on_masks_what_the_stopped_one_did(tmp_path: Path):
+    p, special = plan(), torch.tensor([3])
+    for folder in ("whole", "part"):
+        make_it = partial(p.make, with_sinks, TOKENS)
+        if folder == "part":
+            (tmp_path / "part").mkdir()
+            first = (tmp_path / "whole/00000.safetensors").read_bytes()
+            (tmp_path / "part/00000.safetensors").write_bytes(first)
+        blocks.write(p, tmp_path / folder, make_it, TOKENS, special, settings(), {})
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "part" / path.name).read_bytes() == path.read_bytes()
 
@@ -181,7 +240,7 @@ class Watched:
 @pytest.mark.parametrize("keep", [True, False])
 def test_extraction_holds_one_block_at_a_time(keep: bool, tmp_path: Path):
     watched = Watched(plan())
-    blocks.write(plan(), tmp_path, watched, keep, SOURCES)
+    blocks.write(plan(), tmp_path, watched, TOKENS, NOTHING, settings(keep=keep), SOURCES)
     assert watched.asked == ([0, 1, 2, 3] if keep else [0])
     assert watched.most == 1
 
@@ -302,7 +361,7 @@ def write_as_a_rank(rank: int, n: int, folder: str) -> None:
         alone.append((given[0], given[2] is map))
         return p.make(residual, TOKENS, *given)  # pyright: ignore
 
-    blocks.write(p, Path(folder, "blocks"), watched, True, SOURCES)
+    blocks.write(p, Path(folder, "blocks"), watched, TOKENS, NOTHING, settings(), SOURCES)
     parallel.wait()  # rank 0 writes the plan
     assert alone == [[(0, False), (1, True), (3, True)], [(0, False), (2, True)]][rank]
     data = Written.read(Path(folder, "blocks"), CPU).made(residual, TOKENS)

@@ -63,7 +63,7 @@ FIRST LORD:
 
 
 def settings(corpus: CorpusName, path: Path | None = None, max_chars: int | None = None) -> DataConfig:
-    return DataConfig(corpus, path and str(path), 0.1, 0.1, max_chars)
+    return DataConfig(corpus, path and str(path), 0.1, 0.1, 0.1, max_chars)
 
 
 # Plays and books
@@ -127,12 +127,23 @@ def test_a_text_file_is_one_document_under_its_name(tmp_path: Path):
     assert corpus == Corpus("Once — é\nupon", [Document("story", 0)])
 
 
-def test_max_chars_keeps_the_beginning_and_the_documents_in_it(shakespeare: Corpus):
-    second, third = shakespeare.documents[1:3]
-    cut = load_corpus(settings(CorpusName.shakespeare, max_chars=second.start + 1), Path("unused"))
-    assert cut == Corpus(shakespeare.text[: second.start + 1], shakespeare.documents[:2])
-    until_third = load_corpus(settings(CorpusName.shakespeare, max_chars=third.start), Path("unused"))
-    assert until_third.documents == shakespeare.documents[:2]
+def test_max_chars_keeps_the_beginning_of_every_document(shakespeare: Corpus):
+    cut = load_corpus(settings(CorpusName.shakespeare, max_chars=60_000), Path("unused"))
+    assert len(cut.text) == 60_000
+    assert [document.title for document in cut.documents] == [document.title for document in shakespeare.documents]
+    share = 60_000 / len(shakespeare.text)
+    for part, whole in zip(cut.parts(), shakespeare.parts(), strict=True):
+        assert whole.startswith(part)
+        assert len(part) == pytest.approx(share * len(whole), abs=1)
+    assert load_corpus(settings(CorpusName.shakespeare, max_chars=10**9), Path("unused")) == shakespeare
+
+
+def test_a_document_of_which_nothing_is_left_is_none():
+    corpus = Corpus("aaaaaaaabb" + "c" * 90, [Document("a", 0), Document("b", 8), Document("c", 10)])
+    assert corpus.parts() == ["a" * 8, "bb", "c" * 90]
+    assert corpus.shortened(10) == Corpus("a" + "c" * 9, [Document("a", 0), Document("c", 1)])
+    one = Corpus("abcdef", [Document("one", 0)])
+    assert one.shortened(4) == Corpus("abcd", [Document("one", 0)])
 
 
 @pytest.mark.parametrize(
@@ -155,10 +166,14 @@ def test_a_text_file_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ((CorpusName.kjv, None, 0.0, 0.1, None), "`val_fraction` must be above 0; not 0.0"),
-        ((CorpusName.kjv, None, 0.5, 0.5, None), "`val_fraction \\+ test_fraction` must be below 1; not 1.0"),
-        ((CorpusName.kjv, None, 0.1, 0.1, 0), "`max_chars` must be above 0, or null; not 0"),
-        ((CorpusName.text_file, None, 0.1, 0.1, None), "`path` must be the file to read when corpus is text_file"),
+        ((CorpusName.kjv, None, 0.0, 0.1, 0.1, None), "`val_fraction` must be above 0; not 0.0"),
+        ((CorpusName.kjv, None, 0.1, 0.0, 0.1, None), "`final_fraction` must be above 0; not 0.0"),
+        (
+            (CorpusName.kjv, None, 0.5, 0.25, 0.25, None),
+            r"`val_fraction \+ final_fraction \+ test_fraction` must be below 1; not 1.0",
+        ),
+        ((CorpusName.kjv, None, 0.1, 0.1, 0.1, 0), "`max_chars` must be above 0, or null; not 0"),
+        ((CorpusName.text_file, None, 0.1, 0.1, 0.1, None), "`path` must be the file to read when corpus is text_file"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(values: tuple, expected: str):

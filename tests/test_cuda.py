@@ -9,14 +9,13 @@ import torch
 from hsae import two_level
 from hsae.gradients import level_gradients
 from hsae.hierarchical import HierarchicalSAE
-from hsae.language_model import train
 from hsae.sae import SAE
 from hsae.streams import Stream
 from hsae.training import Phase, fit
 from hsae.variants import VARIANTS
 from tests.rows import Rows
 from tests.test_gradients import C, autoencoder, hsae, tokens
-from tests.test_language_model import CONFIG, REPETITIVE, new_model
+from tests.test_language_model import REPETITIVE, train_on
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -47,7 +46,7 @@ def test_training_repeats_to_the_bit_and_is_as_good_as_on_the_cpu(kind: str):
 
 
 def test_the_transformer_learns_in_bfloat16():
-    on_gpu = train(new_model().to("cuda"), REPETITIVE, REPETITIVE, CONFIG)
-    assert train(new_model().to("cuda"), REPETITIVE, REPETITIVE, CONFIG).curve == on_gpu.curve
-    on_cpu = train(new_model(), REPETITIVE, REPETITIVE, CONFIG)
+    on_gpu = train_on(REPETITIVE, REPETITIVE, "cuda")
+    assert train_on(REPETITIVE, REPETITIVE, "cuda").curve == on_gpu.curve
+    on_cpu = train_on(REPETITIVE, REPETITIVE)
     assert on_gpu.best["val_loss"] == pytest.approx(on_cpu.best["val_loss"], rel=0.1, abs=0.02)

@@ -169,7 +169,7 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
             {"prepare_data": {"corpus": "shakespeare_char", "path": "README.md"}},
             "expected 1115394 bytes",
         ),
-        ("train_transformer", {"train_transformer": {"context": 9000}}, "shorter than one context of 9000"),
+        ("train_transformer", {"train_transformer": {"context": 9000}}, "has no context of 9000 and a target"),
     ],
 )
 def test_bad_parameters_are_refused_in_one_line_and_leave_all_files_alone(

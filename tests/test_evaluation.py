@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,52 @@ def test_the_dictionarys_own_metrics_are_those_of_metrics_py(gpt: GPT, store: St
     _, found = measure(gpt, store, corpus_tokens, half)
     expected = summarize(half, store.batches())
     assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def masked(store: Store, kept: torch.Tensor) -> Store:
+    return replace(store, activations=replace(store.activations, kept=kept))
+
+
+def test_masked_positions_keep_their_stream_and_do_not_count_in_a_naive_loop(gpt: GPT, store: Store, corpus_tokens):
+    kept = torch.rand(len(store), generator=torch.Generator().manual_seed(2)) < 0.6
+    measured = evaluate(gpt, masked(store, kept), corpus_tokens, {"it": half})
+    found, ce, kl, ce_mean = measured.methods["it"], 0.0, 0.0, 0.0
+    for context, window in enumerate(store.windows(corpus_tokens)):
+        stream = gpt.residual(window[None, :-1], LAYER)
+        centre, own = store.normalizer.mean, kept[context * CONTEXT : (context + 1) * CONTEXT]
+        patched, ablated = stream.clone(), stream.clone()
+        for position in range(CONTEXT):
+            if own[position]:
+                patched[0, position] = (stream[0, position] + centre) / 2
+                ablated[0, position] = centre
+        clean, replaced, mean_ = (
+            gpt.logits(part, LAYER)[0].softmax(-1).double() for part in (stream, patched, ablated)
+        )
+        for position, target in enumerate(window[1:]):
+            if own[position]:
+                ce -= math.log(replaced[position, target].item())
+                ce_mean -= math.log(mean_[position, target].item())
+                kl += (clean[position] * (clean[position] / replaced[position]).log()).sum().item()
+    n = int(kept.sum())
+    assert measured.language_model["n_tokens"] == n
+    assert found["ce"] == pytest.approx(ce / n, rel=1e-4)
+    assert found["kl"] == pytest.approx(kl / n, rel=1e-3)
+    assert measured.language_model["ce_mean_ablated"] == pytest.approx(ce_mean / n, rel=1e-4)
+    expected = summarize(half, [store.x(slice(0, len(store)))[kept]])
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    totals = {name: sums.sum().item() for name, sums in (measured.contexts | measured.by_context["it"]).items()}
+    assert totals["n_tokens"] == n
+    assert totals["squared_error"] / totals["sum_squares"] == pytest.approx(found["fvu"], rel=1e-6)
+    assert totals["ce"] / n == pytest.approx(found["ce"])
+
+
+def test_what_stands_at_masked_positions_changes_no_score_of_a_dictionary(gpt: GPT, store: Store, corpus_tokens):
+    kept = torch.arange(len(store)) % CONTEXT != CONTEXT - 1  # the last ones, on which no other position looks
+    acts = torch.where(kept[:, None], store.activations.acts, 1e4)
+    sinks = replace(masked(store, kept), activations=replace(store.activations, acts=acts, kept=kept))
+    first, second = (measure(gpt, one, corpus_tokens, half) for one in (masked(store, kept), sinks))
+    assert first[1] == pytest.approx(second[1], rel=1e-5)
+    assert first[0] == pytest.approx(second[0], rel=1e-5)
 
 
 def test_methods_are_measured_independently_of_each_other(gpt: GPT, store: Store, corpus_tokens):

@@ -469,7 +469,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tensors(Path("models/phase3.safetensors"), both.state_dict(), both.header())
     write_tensors(Path("models/flat_baseline/topk.safetensors"), flat.state_dict(), flat.header())
     places = {name: torch.zeros(N, dtype=torch.int) for name in ("offsets", "positions", "documents")}
-    store = {"acts": raw(), **places, **vars(normalizer())}
+    store = {"acts": raw(), **places, "kept": torch.ones(N, dtype=torch.bool), **vars(normalizer())}
     write_tensors(Path("data/activations/val.safetensors"), store, {"layer": 2, "context": 16})
     write_evaluation(Path("models/phase3.safetensors"), "evaluate_hsae", "hsae.json", {"level1": {"l0": 24.6}})
     return tmp_path

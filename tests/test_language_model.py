@@ -4,17 +4,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hsae.data import windows
+from hsae.data import context_starts, windows
 from hsae.gpt import GPT, GPTConfig
 from hsae.language_model import (
     TrainedTransformer,
     TransformerConfig,
     cross_entropy,
+    halves,
     learning_rate,
     make_optimizer,
     next_token_loss,
     train,
 )
+from hsae.streams import Stream
 
 CONFIG = TransformerConfig(
     seed=0, n_layer=1, n_head=1, d_model=8, context=8, dropout=0.0, batch_size=4, steps=40, lr=1e-2,
@@ -30,9 +32,17 @@ def new_model(config: TransformerConfig = CONFIG, n_vocab: int = 3) -> GPT:
     return GPT(GPTConfig(config.n_layer, config.n_head, config.d_model, config.context, config.dropout), n_vocab)
 
 
-def train_on(train_tokens: torch.Tensor, val_tokens: torch.Tensor, **changes: float) -> TrainedTransformer:
+def cut(tokens: torch.Tensor) -> torch.Tensor:
+    """All contexts of a text of one document."""
+    return windows(tokens, context_starts(torch.tensor([[0, len(tokens)]]), CONFIG.context), CONFIG.context)
+
+
+def train_on(
+    train_tokens: torch.Tensor, val_tokens: torch.Tensor, device: str = "cpu", seed: int = 0, **changes: float
+) -> TrainedTransformer:
     config = replace(CONFIG, **changes)
-    return train(new_model(config), train_tokens, val_tokens, config)
+    ranges, choosing = torch.tensor([[0, len(train_tokens)]]), cut(val_tokens)[: config.eval_windows]
+    return train(new_model(config).to(device), train_tokens, ranges, choosing, config, Stream(seed, "test"))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +88,7 @@ def test_matrices_are_decayed_and_gains_are_not():
 
 def test_cross_entropy_equals_a_naive_loop():
     model = new_model().eval()
-    batch = windows(REPETITIVE, 8)[:5]
+    batch = cut(REPETITIVE)[:5]
     total, n = 0.0, 0
     for window in batch.long():
         probabilities = model(window[None, :-1])[0].softmax(-1)
@@ -91,7 +101,7 @@ def test_cross_entropy_equals_a_naive_loop():
 @pytest.mark.parametrize("chunk", [1, 3, 64])
 def test_cross_entropy_does_not_depend_on_how_the_windows_are_cut(chunk: int):
     model = new_model().eval()
-    batch = windows(REPETITIVE, 8)[:7]
+    batch = cut(REPETITIVE)[:7]
     assert cross_entropy(model, batch, chunk) == pytest.approx(cross_entropy(model, batch, 7), rel=1e-6)
 
 
@@ -115,9 +125,7 @@ def test_training_repeats_to_the_bit():
 
 
 def test_another_seed_trains_on_other_windows():
-    first, second = (
-        train(new_model(), REPETITIVE, REPETITIVE[:81], replace(CONFIG, seed=seed, steps=20)) for seed in (0, 1)
-    )
+    first, second = (train_on(REPETITIVE, REPETITIVE[:81], seed=seed, steps=20) for seed in (0, 1))
     assert first.curve != second.curve
 
 
@@ -134,8 +142,44 @@ def test_the_weights_of_the_best_validation_loss_are_kept_not_the_last():
     losses = [row["val_loss"] for row in trained.curve]
     assert min(losses) < losses[-1]
     assert trained.best == {key: trained.curve[losses.index(min(losses))][key] for key in trained.best}
-    assert cross_entropy(trained.model, windows(val_tokens, 8)[:8]) == min(losses)
+    assert cross_entropy(trained.model, cut(val_tokens)[:8]) == min(losses)
     assert not trained.model.training
+
+
+def test_training_draws_from_its_own_stream_alone():
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    train_on(REPETITIVE, REPETITIVE[:81], dropout=0.5)
+    # `new_model` seeds the global generator; training leaves it where it finds it.
+    new_model()
+    after_a_model = torch.get_rng_state()
+    train_on(REPETITIVE, REPETITIVE[:81], dropout=0.5)
+    assert torch.equal(torch.get_rng_state(), after_a_model)
+    assert not torch.equal(state, after_a_model)
+
+
+def test_nothing_is_learned_of_what_lies_between_documents():
+    """Within each document one token follows itself; across, always the other: those are never seen."""
+    text = torch.tensor(([0] * 9 + [1] * 9) * 12)
+    ranges = torch.tensor([[9 * i, 9 * i + 9] for i in range(24)])
+    trained = train(new_model(), text, ranges, text[None, :9], replace(CONFIG, steps=60), Stream(0, "test"))
+    across = torch.tensor([[0] * 8])
+    assert trained.model(across).softmax(-1)[0, :, 1].max() < 0.1
+    whole = train_on(text, text, steps=60).model
+    assert whole(across[:, :1].expand(-1, 8)).softmax(-1)[0, :, 1].max() > 0.1
+
+
+@pytest.mark.parametrize(("n_windows", "n", "sizes"), [(10, 3, 3), (10, 5, 5), (7, 5, 3), (2, 256, 1)])
+def test_the_halves_of_the_validation_split_share_no_context(n_windows: int, n: int, sizes: int):
+    starts = 8 * torch.arange(n_windows)
+    choosing, scoring = halves(starts, n)
+    assert torch.equal(torch.cat([choosing, scoring]), starts[: 2 * sizes])
+    assert len(choosing) == len(scoring) == sizes
+
+
+def test_one_context_is_too_few_to_choose_and_to_score():
+    with pytest.raises(ValueError, match=r"the validation split has one context; it needs two: raise `prepare_data"):
+        halves(torch.tensor([5]), 3)
 
 
 @pytest.mark.parametrize("steps", [1, 20])

@@ -67,15 +67,26 @@ def test_a_changed_stream_reaches_the_logits_of_later_positions_alone(tmp_path: 
 def test_tokens_stand_for_the_text_piece_by_piece(tmp_path: Path):
     save_tokenizer(tmp_path)
     save_model(tmp_path)
-    tokens, starts, vocabulary = pretrained.tokenize(config(tmp_path), TEXT)
+    tokens, starts, vocabulary, special = pretrained.tokenize(config(tmp_path), [TEXT])
     assert len(vocabulary) == 400  # the tokenizer has fewer
     pieces = [vocabulary[token] for token in tokens.tolist()]
     assert "".join(pieces) == TEXT
-    assert starts == [len("".join(pieces[:i])) for i in range(len(pieces))]
+    assert (starts, special) == ([0], [0])
     assert " speak" in pieces
-    tokens, starts, vocabulary = pretrained.tokenize(config(tmp_path), "a π b")  # not seen: two bytes, two tokens
+    tokens, *_ = pretrained.tokenize(config(tmp_path), ["a π b"])  # not seen: two bytes, two tokens
     assert [vocabulary[token] for token in tokens.tolist()] == ["a", " ", "�", "�", " ", "b"]
-    assert starts == [0, 1, 2, 2, 3, 4]
+
+
+def test_no_token_lies_in_two_documents_and_those_that_stand_for_no_text_are_named(tmp_path: Path):
+    save_tokenizer(tmp_path)
+    save_model(tmp_path)
+    documents = ["Speak, spe", "ak.\n<s>All:"]
+    found = pretrained.tokenize(config(tmp_path), documents)
+    pieces = [found.vocabulary[token] for token in found.tokens.tolist()]
+    assert "".join(pieces[: found.starts[1]]) == documents[0]
+    assert "".join(pieces[found.starts[1] :]) == documents[1]
+    assert found.special == [0]
+    assert (found.tokens == 0).sum() == 1  # what spells it out becomes it
 
 
 def test_an_untrained_model_is_another_of_the_same_architecture(tmp_path: Path):
@@ -111,7 +122,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path):
             pretrained.convert(bad, VOCABULARY)
         assert "\n" not in str(refusal.value)
     with pytest.raises(ValueError, match="cannot read the model"):
-        pretrained.tokenize(config(tmp_path / "whole"), "a")
+        pretrained.tokenize(config(tmp_path / "whole"), ["a"])
     weights = tmp_path / "whole" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot read the model"):

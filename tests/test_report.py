@@ -26,7 +26,9 @@ def letters() -> Store:
     acts = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
     offsets = FIRST + torch.arange(n, dtype=torch.int32)
     numbers = torch.arange(n, dtype=torch.int32)
-    return Store(Activations(acts, offsets, numbers % CONTEXT, 0 * numbers), Normalizer.fit(acts), 0, CONTEXT)
+    return Store(
+        Activations(acts, offsets, numbers % CONTEXT, 0 * numbers, numbers >= 0), Normalizer.fit(acts), 0, CONTEXT
+    )
 
 
 def planted(peaks: dict[int, float]) -> torch.Tensor:

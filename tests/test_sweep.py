@@ -768,7 +768,7 @@ def test_after_a_comparison_the_models_of_its_finished_seeds_are_compared(
     monkeypatch.setattr(sweep, "collect", lambda *arguments: over_contexts.append(arguments[-1]))
     monkeypatch.setattr(sweep, "read_committed", lambda *_: {})
     monkeypatch.setattr(context_bootstrap, "read", lambda commit: f"run {commit}")
-    monkeypatch.setattr(seed_models, "collect", lambda *arguments: compared.append(arguments))
+    monkeypatch.setattr(seed_models, "collect", lambda *arguments: compared.append(arguments[:2]))
     fake.done = {"comparison-default-4": "a"}
     main(["comparison", "--collect"])
     assert compared == [], "one seed has nothing to be compared with"
