@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClusterMixin, clone
+from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import AgglomerativeClustering, KMeans, MiniBatchKMeans
 from sklearn.decomposition import PCA, MiniBatchNMF
 from sklearn.exceptions import ConvergenceWarning
@@ -40,10 +40,10 @@ class ClusteringConfig:
 class WardOnCentroids(ClusterMixin, BaseEstimator):
     """Ward's agglomerative clustering (1963) of the centroids of a finer k-means, as a scikit-learn estimator.
 
-    Ward itself is quadratic in the number of points; over the centroids of `leaves`, a k-means, it gives a tree that can
-    be cut at `n_clusters` and compared with the HSAE's hierarchy. Learned: `leaf_centers_` (leaf, d), `leaf_labels_`
-    (the cluster of each leaf), `cluster_centers_` (n_clusters, d; the means of the clusters' points), `children_` and
-    `distances_` (the tree, as in scikit-learn's AgglomerativeClustering).
+    Ward itself is quadratic in the number of points; over the centroids of `leaves`, a k-means, it gives a tree that
+    can be cut at `n_clusters` and compared with the HSAE's hierarchy. Learned: `leaf_centers_` (leaf, d),
+    `leaf_labels_` (the cluster of each leaf), `cluster_centers_` (n_clusters, d; the means of the clusters' points),
+    `children_` and `distances_` (the tree, as in scikit-learn's AgglomerativeClustering).
     """
 
     def __init__(self, n_clusters: int, leaves: KMeans):
@@ -52,7 +52,7 @@ class WardOnCentroids(ClusterMixin, BaseEstimator):
 
     def fit(self, X: np.ndarray, y: None = None) -> "WardOnCentroids":  # noqa: ARG002 (scikit-learn's signature)
         """Cluster the rows of `X` finely, then merge the centroids."""
-        leaves = clone(self.leaves).fit(X)
+        leaves = KMeans(**self.leaves.get_params()).fit(X)
         tree = AgglomerativeClustering(self.n_clusters, linkage="ward", compute_distances=True)
         self.leaf_centers_ = leaves.cluster_centers_
         self.leaf_labels_ = tree.fit_predict(self.leaf_centers_)

@@ -199,7 +199,9 @@ def fit_dictionary(
 ) -> Dictionary:
     """A clustering or matrix factorisation, as large as an HSAE level, with as many active components at most."""
     x = data.x(slice(0, config.clustering.fit_tokens))
-    tensors = fit_clusters(method, x.cpu().numpy(), (config.d_sae1, config.d_sae2), config.clustering, Stream(seed, "clustering"))
+    tensors = fit_clusters(
+        method, x.cpu().numpy(), (config.d_sae1, config.d_sae2), config.clustering, Stream(seed, "clustering")
+    )
     rounded = max(round(l0s[0]), 1), max(round(l0s[1]), 1)
     return clusters.load(method, tensors, rounded, x.device)
 

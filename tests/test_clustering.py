@@ -322,7 +322,9 @@ def test_nmf_fits_better_the_longer_it_is_fitted(points: np.ndarray):
     errors = []
     for max_iter in (5, 250):
         config = ClusteringConfig(fit_tokens=1000, max_iter=max_iter)
-        errors.append(error(load("nmf", fit_clusters("nmf", points, (20, 8), config, Stream(0, "test")), (8, 8), CPU), points))
+        errors.append(
+            error(load("nmf", fit_clusters("nmf", points, (20, 8), config, Stream(0, "test")), (8, 8), CPU), points)
+        )
     assert errors[1] < 0.9 * errors[0]
 
 
@@ -395,7 +397,9 @@ def test_an_l0_of_nothing_is_refused(points: np.ndarray):
 @pytest.mark.parametrize("method", ["gmm", "nmf"])
 def test_slow_methods_make_a_fifth_of_the_passes_and_at_least_one(points: np.ndarray, method: str):
     def tensors(max_iter: int) -> dict[str, torch.Tensor]:
-        return fit_clusters(method, points, (20, 6), ClusteringConfig(fit_tokens=1000, max_iter=max_iter), Stream(0, "test"))
+        return fit_clusters(
+            method, points, (20, 6), ClusteringConfig(fit_tokens=1000, max_iter=max_iter), Stream(0, "test")
+        )
 
     once, five, nine, ten = (tensors(max_iter) for max_iter in (1, 5, 9, 10))
     for name, tensor in once.items():
