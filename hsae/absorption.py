@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from numpy import ndarray
 from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
@@ -53,6 +53,8 @@ RATIOS = {
     "absorption_fraction": ("fraction", "found"),
 }
 """Measures of a concept: a sum over tokens, divided by another."""
+UNTRAINED = "untrained "
+"""What the name of a method begins with that is another one before its training: what chance scores."""
 HEADLINE = ["first_feature_f1", "absorption", "absorption_fraction"]
 """Those with an interval."""
 
@@ -76,11 +78,12 @@ class AbsorptionConfig:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Normalised activations with the concepts of their tokens and the context that each token stands in."""
+    """Normalised activations with the concepts of their tokens, and each token's context and place in the corpus."""
 
     x: Float[Tensor, "n d"]
     concepts: dict[str, Bool[ndarray, " n"]]
     contexts: Int[ndarray, " n"]
+    offsets: Integer[ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def labelled(store: Store, concepts: dict[str, Bool[ndarray, " corpus"]], n: int
     x = store.x(slice(0, n))
     offsets = store.activations.offsets[: len(x)].numpy()
     own = {name: has[offsets] for name, has in concepts.items()}
-    return Labelled(x, own, np.arange(len(x)) // store.context)
+    return Labelled(x, own, np.arange(len(x)) // store.context, offsets)
 
 
 def fit_probe(x: Float[ndarray, "n d"], has: Bool[ndarray, " n"]) -> Probe:
@@ -156,7 +159,9 @@ def _largest(values: Float[ndarray, " entry"], indptr: ndarray, k: int) -> Float
     return -np.partition(-padded, range(k), axis=1)[:, :k]
 
 
-def measure(methods: dict[str, Method], fit: Labelled, score: Labelled, config: AbsorptionConfig) -> dict[str, Any]:
+def measure(
+    methods: dict[str, Method], fit: Labelled, score: Labelled, config: AbsorptionConfig, stream: Stream
+) -> dict[str, Any]:
     """Splitting and absorption of each concept by each method, chosen on `fit` and scored on `score`.
 
     Returns `probes` (concept -> n, the tokens of `score` that have it, and the probe's f1) and `methods` (method ->
@@ -168,8 +173,9 @@ def measure(methods: dict[str, Method], fit: Labelled, score: Labelled, config: 
     - missed: of the tokens with the concept that the probe finds, the share on which all main latents are silent
     - absorption, absorption_fraction: see the head of this module
 
-    An interval (95%) is of percentiles of a bootstrap over contexts, as tokens of one are not independent. What is
-    undefined, where the probe finds no token for instance, is None.
+    An interval (95%) is of percentiles of a bootstrap over contexts, as tokens of one are not independent. `stream`
+    draws them, the same ones for all methods and concepts, which are so compared pair by pair. What is undefined, where
+    the probe finds no token for instance, is None.
     """
     x, x_score = (split.x.cpu().numpy().astype(np.float64) for split in (fit, score))
     probes, found, projections = {}, {}, {}
@@ -178,7 +184,7 @@ def measure(methods: dict[str, Method], fit: Labelled, score: Labelled, config: 
             probes[name] = fit_probe(x, has)
             projections[name] = x_score @ probes[name].direction
             found[name] = projections[name] > probes[name].cutoff
-    weights = cluster_weights(int(score.contexts[-1]) + 1, Stream(0, "absorption"))
+    weights = cluster_weights(int(score.contexts[-1]) + 1, stream)
     result = {}
     for method_name, method in methods.items():
         of_fit, codes = (sparse_acts(method.encode, split.x.split(4096)) for split in (fit, score))
@@ -280,13 +286,18 @@ def _record(estimate: pd.DataFrame, resampled: pd.DataFrame) -> dict[str, Any]:
 
 
 def tidy(result: dict[str, Any]) -> pd.DataFrame:
-    """What `measure` returns for a plot: method, concept (`mean` too), measure (HEADLINE), value, low, high, null."""
+    """What `measure` returns for a plot: method, concept (`mean` too), measure (HEADLINE), value, low, high, null.
+
+    And untrained: the value of the method called UNTRAINED and this one's name, which has no rows of its own.
+    """
+    found = {method: {**own["concepts"], "mean": own["mean"]} for method, own in result["methods"].items()}
     rows = []
-    for method, measured in result["methods"].items():
-        for concept, values in {**measured["concepts"], "mean": measured["mean"]}.items():
+    for method in [name for name in found if not name.startswith(UNTRAINED)]:
+        before = found.get(UNTRAINED + method, {})
+        for concept, values in found[method].items():
             for name in HEADLINE if values else []:
                 low, high = values[f"{name}_interval"] or (None, None)
-                null = values.get(f"{name}_null")
-                rows.append((method, concept, name, values[name], low, high, null))
-    columns = ["method", "concept", "measure", "value", "low", "high", "null"]
+                untrained = before.get(concept, {}).get(name)
+                rows.append((method, concept, name, values[name], low, high, values.get(f"{name}_null"), untrained))
+    columns = ["method", "concept", "measure", "value", "low", "high", "null", "untrained"]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[3:], float))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hsae.clusters import DICTIONARIES, split_signs
 from hsae.config import check_positive
+from hsae.streams import Stream
 
 
 @dataclass
@@ -39,40 +40,38 @@ class ClusteringConfig:
 class WardOnCentroids(ClusterMixin, BaseEstimator):
     """Ward's agglomerative clustering (1963) of the centroids of a finer k-means, as a scikit-learn estimator.
 
-    Ward itself is quadratic in the number of points; over `n_leaves` centroids it gives a tree that can be cut at
-    `n_clusters` and compared with the HSAE's hierarchy. Learned: `leaf_centers_` (n_leaves, d), `leaf_labels_` (the
-    cluster of each leaf), `cluster_centers_` (n_clusters, d; the means of the clusters' points), `children_` and
-    `distances_` (the tree, as in scikit-learn's AgglomerativeClustering).
+    Ward itself is quadratic in the number of points; over the centroids of `leaves`, a k-means, it gives a tree that
+    can be cut at `n_clusters` and compared with the HSAE's hierarchy. Learned: `leaf_centers_` (leaf, d),
+    `leaf_labels_` (the cluster of each leaf), `cluster_centers_` (n_clusters, d; the means of the clusters' points),
+    `children_` and `distances_` (the tree, as in scikit-learn's AgglomerativeClustering).
     """
 
-    def __init__(self, n_clusters: int, n_leaves: int, max_iter: int = 100, random_state: int = 0):
+    def __init__(self, n_clusters: int, leaves: KMeans):
         self.n_clusters = n_clusters
-        self.n_leaves = n_leaves
-        self.max_iter = max_iter
-        self.random_state = random_state
+        self.leaves = leaves
 
     def fit(self, X: np.ndarray, y: None = None) -> "WardOnCentroids":  # noqa: ARG002 (scikit-learn's signature)
         """Cluster the rows of `X` finely, then merge the centroids."""
-        leaves = kmeans(self.n_leaves, self.max_iter, self.random_state).fit(X)
+        leaves = KMeans(**self.leaves.get_params()).fit(X)
         tree = AgglomerativeClustering(self.n_clusters, linkage="ward", compute_distances=True)
         self.leaf_centers_ = leaves.cluster_centers_
         self.leaf_labels_ = tree.fit_predict(self.leaf_centers_)
         self.children_, self.distances_ = tree.children_, tree.distances_
         labels = np.asarray(leaves.labels_)
-        counts = np.bincount(labels, minlength=self.n_leaves)
+        counts = np.bincount(labels, minlength=len(leaves.cluster_centers_))
         members = np.eye(self.n_clusters)[self.leaf_labels_] * counts[:, None]
         self.cluster_centers_ = members.T @ self.leaf_centers_ / members.sum(0)[:, None]
         self.labels_ = self.leaf_labels_[labels]
         return self
 
 
-def kmeans(n_clusters: int, max_iter: int, seed: int) -> KMeans:
+def kmeans(n_clusters: int, max_iter: int, stream: Stream) -> KMeans:
     """Lloyd's k-means from random rows: k-means++ takes longer than the clustering itself at 1,024 clusters."""
-    return KMeans(n_clusters, init="random", n_init=1, max_iter=max_iter, random_state=seed)  # pyright: ignore[reportArgumentType]
+    return KMeans(n_clusters, init="random", n_init=1, max_iter=max_iter, random_state=stream.number)  # pyright: ignore[reportArgumentType]
 
 
 def fit_clusters(
-    method: str, x: np.ndarray, widths: tuple[int, int], config: ClusteringConfig, seed: int
+    method: str, x: np.ndarray, widths: tuple[int, int], config: ClusteringConfig, stream: Stream
 ) -> dict[str, Tensor]:
     """Fit one of `DICTIONARIES` on normalised activations (row, d_in), as large as an HSAE level; for `clusters.load`.
 
@@ -92,24 +91,29 @@ def fit_clusters(
             f"method; not {len(x)}."
         )
     n1, n2 = widths
+    leaves = kmeans(n1, config.max_iter, stream.of("k-means"))  # for both: Ward's tree is over the same clusters
     match method:
         case "kmeans":
-            tensors = _own_leaves(kmeans(n1, config.max_iter, seed).fit(x))
+            tensors = _own_leaves(leaves.fit(x))
         case "minibatch_kmeans":
-            fitted = MiniBatchKMeans(n1, init="random", n_init=1, max_iter=config.max_iter, random_state=seed)  # pyright: ignore[reportArgumentType]
-            tensors = _own_leaves(fitted.fit(x))
+            tensors = _own_leaves(_minibatch_kmeans(n1, config.max_iter, stream.of("mini-batches")).fit(x))
         case "ward":
-            tensors = _ward(WardOnCentroids(min(n2, n1), n1, config.max_iter, seed).fit(x))
+            tensors = _ward(WardOnCentroids(min(n2, n1), leaves).fit(x))
         case "gmm":
-            tensors = _gmm(x, n2, config.slow_passes, seed)
+            tensors = _gmm(x, n2, config.slow_passes, stream.of("mixture"))
         case "pca":
             fitted = PCA().fit(x)
             tensors = {"mean": torch.from_numpy(fitted.mean_), "components": torch.from_numpy(fitted.components_)}
         case "nmf":
-            tensors = _nmf(x, n2, config.slow_passes, seed)
+            tensors = _nmf(x, n2, config.slow_passes, stream.of("parts"))
         case _:
             raise ValueError(f"unknown clustering method {method!r}; allowed: {', '.join(DICTIONARIES)}.")
     return tensors
+
+
+def _minibatch_kmeans(n_clusters: int, max_iter: int, stream: Stream) -> MiniBatchKMeans:
+    settings: dict[str, Any] = {"init": "random", "n_init": 1, "max_iter": max_iter}
+    return MiniBatchKMeans(n_clusters, random_state=stream.number, **settings)
 
 
 def _own_leaves(fitted: KMeans | MiniBatchKMeans) -> dict[str, Tensor]:
@@ -127,9 +131,9 @@ def _ward(fitted: WardOnCentroids) -> dict[str, Tensor]:
     }
 
 
-def _gmm(x: np.ndarray, n_components: int, passes: int, seed: int) -> dict[str, Tensor]:
+def _gmm(x: np.ndarray, n_components: int, passes: int, stream: Stream) -> dict[str, Tensor]:
     """EM from the mixture that k-means amounts to: equal weights, and its mean squared error as every variance."""
-    start = kmeans(n_components, passes, seed).fit(x)
+    start = kmeans(n_components, passes, stream.of("start")).fit(x)
     variance = max(np.square(x - start.cluster_centers_[start.labels_]).mean(), 1e-6)
     mixture = GaussianMixture(
         n_components,
@@ -149,13 +153,13 @@ def _gmm(x: np.ndarray, n_components: int, passes: int, seed: int) -> dict[str, 
     return {name: torch.from_numpy(array).float() for name, array in learned.items()}
 
 
-def _nmf(x: np.ndarray, n_components: int, passes: int, seed: int) -> dict[str, Tensor]:
+def _nmf(x: np.ndarray, n_components: int, passes: int, stream: Stream) -> dict[str, Tensor]:
     """Multiplicative updates from k-means centres (Wild, Curry & Dougherty 2004, Pattern Recognit. 37).
 
     From random parts, as many passes leave three times the error. The parts are scaled to unit norm.
     """
     channels = split_signs(torch.from_numpy(x)).numpy()
-    start = kmeans(n_components, passes, seed).fit(channels)
+    start = kmeans(n_components, passes, stream.of("start")).fit(channels)
     # Multiplied, a zero would stay one.
     W = np.full((len(x), n_components), 1e-2, x.dtype)
     W[np.arange(len(x)), start.labels_] = 1

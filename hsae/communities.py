@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from hsae.config import check
+from hsae.streams import Stream
 
 
 def neighbour_graph(phi: Float[ndarray, "latent latent"], n_neighbors: int) -> nx.Graph:
@@ -23,10 +24,10 @@ def neighbour_graph(phi: Float[ndarray, "latent latent"], n_neighbors: int) -> n
     return graph
 
 
-def communities(graph: nx.Graph, seed: int) -> Int[ndarray, " latent"]:
+def communities(graph: nx.Graph, stream: Stream) -> Int[ndarray, " latent"]:
     """Community of every node by the Louvain method (Blondel et al. 2008, arXiv 0803.0476), the largest is 0."""
     labels = np.empty(len(graph), dtype=int)
-    found = nx.community.louvain_communities(graph, seed=seed)
+    found = nx.community.louvain_communities(graph, seed=stream.number)
     for label, members in enumerate(sorted(found, key=lambda members: (-len(members), min(members)))):
         labels[list(members)] = label
     return labels

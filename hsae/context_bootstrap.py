@@ -31,23 +31,23 @@ def read(commit: str) -> Run:
     """The sums that a commit's evaluation has left, of the HSAE and of all others."""
     groups: dict[str, Sums] = {}
     for path in FILES:
-        for key, values in read_tensors(commit, path).items():
+        for key, values in read_tensors(commit, path)[0].items():
             group, _, name = key.rpartition("/")
             groups.setdefault(group, {})[name] = values.numpy()
     return Run(groups.pop("contexts"), groups)
 
 
-def intervals(runs: list[Run], rivals: dict[str, str], seed: int) -> pd.DataFrame:
+def intervals(runs: list[Run], rivals: dict[str, str], stream: Stream) -> pd.DataFrame:
     """95% percentile intervals of the means over `runs` (one per seed of the models), as contexts are drawn.
 
     `rivals`: method -> the method that it is compared with. Columns: method, metric (l0, fvu, ce_recovered_mean), low
-    and high of the mean, difference_low and difference_high of method - rival. `seed` is that of the draws. Raises
-    ValueError if runs have other contexts than the first one.
+    and high of the mean, difference_low and difference_high of method - rival. `stream` draws the contexts, the same
+    ones for all methods and metrics. Raises ValueError if runs have other contexts than the first one.
     """
     n_contexts = len(runs[0].shared["n_tokens"])
     if any(len(run.shared["n_tokens"]) != n_contexts for run in runs):
         raise ValueError("the runs were evaluated on different numbers of contexts, and cannot be compared over them.")
-    weights = cluster_weights(n_contexts, Stream(seed, "contexts"))
+    weights = cluster_weights(n_contexts, stream)
     found = {method: _means(runs, method, weights) for method in {*rivals, *rivals.values()}}
     rows = []
     for method, rival in rivals.items():

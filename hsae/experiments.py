@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import safetensors.torch
 from dvc.api import DVCFileSystem
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from hsae import files
 from hsae.config import PIPELINE, check, flatten, read_params
 from hsae.files import digest
 from hsae.presets import flags
@@ -118,13 +119,17 @@ def run(experiments: dict[str, dict[str, Any]], recipe: Recipe, jobs: int, label
     return finished(experiments)
 
 
-def read_tensors(commit: str, path: str) -> dict[str, Tensor]:
-    """A safetensors file as a commit has it, from DVC's cache: nothing is checked out.
+def read_tensors(commit: str, path: str) -> tuple[dict[str, Tensor], Any]:
+    """Tensors and header of a file as a commit has it, from DVC's cache: nothing is checked out.
 
-    Raises OSError for a file that is in no cache or remote storage.
+    Raises OSError for a file that is in no cache or remote storage, ValueError for a damaged one.
     """
     content: Any = DVCFileSystem(rev=commit).read_bytes(path)
-    return safetensors.torch.load(content)
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "tensors.safetensors"
+        copy.write_bytes(content)
+        tensors, header = files.read_tensors(copy)
+        return {name: tensor.clone() for name, tensor in tensors.items()}, header
 
 
 def git(*arguments: str) -> str:

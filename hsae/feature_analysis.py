@@ -14,6 +14,7 @@ from hsae.dendrogram import Dendrogram, cosine_distances, similarity_distances
 from hsae.feature_clustering import FeatureClusteringConfig, Features, embed, largest_groups
 from hsae.latent_classes import LABELLINGS, Text, latent_classes
 from hsae.partition_indices import Z95, agreement, ami, davies_bouldin, half_sample_error, measured, number, silhouette
+from hsae.streams import Stream
 
 CLUSTERINGS = {
     "level2_by_decoder": ("hsae", "groups_decoder", "groups_decoder"),
@@ -29,7 +30,7 @@ MOST_COLORS = 9  # communities that figures tell apart
 Draws = dict[tuple[str, str], dict[str, list[float]]]
 
 
-def analyse(features: Features, text: Text, config: FeatureClusteringConfig) -> dict[str, Any]:
+def analyse(features: Features, text: Text, config: FeatureClusteringConfig, stream: Stream) -> dict[str, Any]:
     """Every index of every clustering of one dictionary, each beside its nulls (`partition_indices.measured`).
 
     - latents: how many live, and how many of those are selective in each of LABELLINGS
@@ -41,26 +42,38 @@ def analyse(features: Features, text: Text, config: FeatureClusteringConfig) -> 
     - between: agreement of every two partitions. decoder_clusters with communities is geometry against function
     - taxonomy: agreement of every partition with each of LABELLINGS, latents without a class left out
     - purity: dendrogram purity of each tree with each of LABELLINGS; its null permutes the classes
+
+    `stream` is that of the nulls, a part of it for each.
     """
-    rng = np.random.default_rng(config.seed)
     classes = latent_classes(features.acts, text, "information", config.min_share)
     pairs = combinations(features.partitions.items(), 2)
     return {
         "latents": {"living": len(features.latents)} | {name: int((c >= 0).sum()) for name, c in classes.items()},
-        **_geometry(features, config, rng),
-        "between": {f"{a}_with_{b}": agreement(one, other, config.n_null, rng) for (a, one), (b, other) in pairs},
+        **_geometry(features, config, stream.of("geometry")),
+        "between": {
+            f"{a}_with_{b}": agreement(one, other, config.n_null, stream.of("between", a, b).numpy())
+            for (a, one), (b, other) in pairs
+        },
         "taxonomy": {
-            partition: {name: agreement(labels, classes[name], config.n_null, rng) for name in LABELLINGS}
+            partition: {
+                name: agreement(labels, classes[name], config.n_null, stream.of("taxonomy", partition, name).numpy())
+                for name in LABELLINGS
+            }
             for partition, labels in features.partitions.items()
         },
         "purity": {
-            name: {labelling: _purity(tree, classes[labelling], config.n_null, rng) for labelling in LABELLINGS}
-            for name, tree in features.trees.items()
+            tree: {
+                name: _purity(dendrogram, classes[name], config.n_null, stream.of("purity", tree, name).numpy())
+                for name in LABELLINGS
+            }
+            for tree, dendrogram in features.trees.items()
         },
     }
 
 
-def differences(hsae: Features, flat: Features, text: Text, config: FeatureClusteringConfig) -> pd.DataFrame:
+def differences(
+    hsae: Features, flat: Features, text: Text, config: FeatureClusteringConfig, stream: Stream
+) -> pd.DataFrame:
     """AMI with the taxonomy: level-2 groups less agglomerative clusters of the flat SAE, by decoder and co-activation.
 
     A row for each of the 2 x 2 comparisons of CLUSTERINGS, definition and one of LABELLINGS. Columns: level2, flat (the
@@ -73,8 +86,9 @@ def differences(hsae: Features, flat: Features, text: Text, config: FeatureClust
     - all_latents: also latents that are not selective
     - cut_at_classes: the trees, those of the groups too, are cut at as many clusters as the level has classes. AMI of
       hundreds of groups with four classes cannot be near 1, however pure the groups are
+
+    `stream` is that of the latents that are chosen, a part of it for each AMI.
     """
-    rng = np.random.default_rng(config.seed)
     rules = {
         "main": ("information", config.min_share),
         "by_share": ("share", config.min_share),
@@ -88,7 +102,12 @@ def differences(hsae: Features, flat: Features, text: Text, config: FeatureClust
             n_classes = len(text.classes(labelling.split("_")[1])[0])
             cut = n_classes if definition == "cut_at_classes" else None
             scores = {
-                name: _score(dictionaries[of], partition, tree, cut, classes[of][labelling], config, rng)
+                name: _score(
+                    _labels(dictionaries[of], partition, tree, cut),
+                    classes[of][labelling],
+                    config.n_resamples,
+                    stream.of(definition, labelling, name),
+                )
                 for name, (of, partition, tree) in CLUSTERINGS.items()
             }
             rows += [
@@ -99,11 +118,24 @@ def differences(hsae: Features, flat: Features, text: Text, config: FeatureClust
     return pd.DataFrame(rows)
 
 
-def headline(analyses: dict[str, dict[str, Any]], compared: pd.DataFrame) -> dict[str, Any]:
+def taxonomy_ami(dictionaries: dict[str, Features], text: Text, config: FeatureClusteringConfig) -> dict[str, Any]:
+    """AMI of each of CLUSTERINGS (of the dictionaries `hsae` and `flat`) with the current and the next character."""
+    classes = {
+        name: latent_classes(features.acts, text, "information", config.min_share)
+        for name, features in dictionaries.items()
+    }
+    return {
+        name: {of: number(ami(dictionaries[by].partitions[partition], classes[by][of])) for of in CHARACTERS}
+        for name, (by, partition, _) in CLUSTERINGS.items()
+    }
+
+
+def headline(analyses: dict[str, dict[str, Any]], compared: pd.DataFrame, untrained: dict[str, Any]) -> dict[str, Any]:
     """What `analyse` of `hsae` and of `flat`, and `differences`, come to: AMI, and each index beside its null's mean.
 
     - latents: living, and selective for the current and the next character
     - taxonomy: AMI of each of CLUSTERINGS with the current and the next character; 0 is expected of chance
+    - taxonomy_untrained: `untrained`, the `taxonomy_ami` of the same models before training
     - differences: between these, with 95% intervals
     - geometry_with_function: AMI of clusters by decoder direction with communities of co-activation
     - shape: modularity of the communities; silhouette and Davies-Bouldin of the clusters by decoder direction
@@ -118,6 +150,7 @@ def headline(analyses: dict[str, dict[str, Any]], compared: pd.DataFrame) -> dic
             name: {of: analyses[dictionary]["taxonomy"][partition][of]["ami"]["value"] for of in CHARACTERS}
             for name, (dictionary, partition, _) in CLUSTERINGS.items()
         },
+        "taxonomy_untrained": untrained,
         "differences": {},
     }
     for row in main.to_dict("records"):
@@ -175,12 +208,12 @@ def agreement_frame(analyses: dict[str, dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def latent_frame(features: Features, text: Text, config: FeatureClusteringConfig) -> pd.DataFrame:
+def latent_frame(features: Features, text: Text, config: FeatureClusteringConfig, stream: Stream) -> pd.DataFrame:
     """What the figures show of each living latent.
 
     Columns: x, y (`feature_clustering.embed`) and, as strings, group (rank among the `groups_shown` largest level-2
     groups by decoder, and number of latents), community, current and next (classes of the level `case`, or "no class").
-    "other" stands for smaller groups and communities.
+    "other" stands for smaller groups and communities. `stream` is that of the places.
     """
     groups = features.partitions["groups_decoder"]
     ranks, sizes = largest_groups(groups, config.groups_shown), np.bincount(groups)[groups]
@@ -194,12 +227,12 @@ def latent_frame(features: Features, text: Text, config: FeatureClusteringConfig
         "current": [names[label] if label >= 0 else "no class" for label in classes["current_case"]],
         "next": [names[label] if label >= 0 else "no class" for label in classes["next_case"]],
     }
-    return pd.DataFrame(embed(features.W_dec, config.seed), columns=["x", "y"]).assign(**columns)
+    return pd.DataFrame(embed(features.W_dec, stream), columns=["x", "y"]).assign(**columns)
 
 
-def _geometry(features: Features, config: FeatureClusteringConfig, rng: np.random.Generator) -> dict[str, Any]:
+def _geometry(features: Features, config: FeatureClusteringConfig, stream: Stream) -> dict[str, Any]:
     """The indices of partitions and trees that need no second labelling."""
-    chance = _chance(features, config, rng)
+    chance = _chance(features, config, stream.of("chance"))
     distances = features.trees["decoder"].distances
     indices = {
         "silhouette": lambda labels: silhouette(distances, labels),
@@ -208,6 +241,7 @@ def _geometry(features: Features, config: FeatureClusteringConfig, rng: np.rando
     }
     partitions: dict[str, Any] = {}
     for name, labels in features.partitions.items():
+        rng = stream.of("shuffled", name).numpy()
         shuffled = [rng.permutation(labels) for _ in range(config.n_null)]
         sizes = np.bincount(labels)
         partitions[name] = {"clusters": len(sizes), "largest": int(sizes.max())}
@@ -221,7 +255,7 @@ def _geometry(features: Features, config: FeatureClusteringConfig, rng: np.rando
     return {"partitions": partitions, "cophenetic": cophenetic}
 
 
-def _chance(features: Features, config: FeatureClusteringConfig, rng: np.random.Generator) -> Draws:
+def _chance(features: Features, config: FeatureClusteringConfig, stream: Stream) -> Draws:
     """What the methods find where there is nothing to be found: by (clustering, index) and null, all draws."""
     draws: Draws = {}
 
@@ -229,20 +263,21 @@ def _chance(features: Features, config: FeatureClusteringConfig, rng: np.random.
         draws.setdefault((name, index), {}).setdefault(null, []).append(value)
 
     n_clusters = len(np.unique(features.partitions["decoder_clusters"]))
+    normal, dealt, shifts = (stream.of(name).numpy() for name in ("directions", "dealt distances", "shifts"))
     for _ in range(config.n_null):
-        directions = rng.standard_normal(features.W_dec.shape)
+        directions = normal.standard_normal(features.W_dec.shape)
         tree = Dendrogram.average(cosine_distances(directions))
         labels = tree.cut(n_clusters)
         note("decoder_clusters", "silhouette", "random_directions", silhouette(tree.distances, labels))
         note("decoder_clusters", "davies_bouldin", "random_directions", davies_bouldin(directions, labels))
         note("decoder", "cophenetic", "random_directions", tree.cophenetic_correlation())
         for name in [tree for tree in features.trees if tree in features.partitions]:
-            shuffled = features.trees[name].shuffled(rng)
+            shuffled = features.trees[name].shuffled(dealt)
             note(name, "cophenetic", "shuffled", shuffled.cophenetic_correlation())
-    for phi in coactivation.independent(features.active, config.n_null, rng):
+    for draw, phi in enumerate(coactivation.independent(features.active, config.n_null, shifts)):
         graph = communities.neighbour_graph(phi, config.n_neighbors)
         tree = Dendrogram.average(similarity_distances(phi))
-        labels = communities.communities(graph, config.seed)
+        labels = communities.communities(graph, stream.of("communities", draw))
         note("communities", "modularity", "independent", communities.modularity(graph, labels))
         labels = tree.cut(n_clusters)
         note("coactivation_clusters", "modularity", "independent", communities.modularity(graph, labels))
@@ -263,18 +298,16 @@ def _purity(
     return measured(tree.purity(classes), permuted=[tree.purity(permuted()) for _ in range(n_null)])
 
 
+def _labels(features: Features, partition: str, tree: str, n_clusters: int | None) -> Int[ndarray, " latent"]:
+    """A partition, or the tree cut at `n_clusters`."""
+    return features.partitions[partition] if n_clusters is None else features.trees[tree].cut(n_clusters)
+
+
 def _score(
-    features: Features,
-    partition: str,
-    tree: str,
-    n_clusters: int | None,
-    classes: Int[ndarray, " latent"],
-    config: FeatureClusteringConfig,
-    rng: np.random.Generator,
+    labels: Int[ndarray, " latent"], classes: Int[ndarray, " latent"], n_resamples: int, stream: Stream
 ) -> tuple[float, float]:
-    """AMI of a partition, or of the tree cut at `n_clusters`, with the classes, and its standard error."""
-    labels = features.partitions[partition] if n_clusters is None else features.trees[tree].cut(n_clusters)
-    return ami(labels, classes), half_sample_error(labels, classes, config.n_resamples, rng)
+    """AMI of a labelling with the classes, and its standard error."""
+    return ami(labels, classes), half_sample_error(labels, classes, n_resamples, stream.numpy())
 
 
 def _difference(own: tuple[float, float], other: tuple[float, float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from hsae.config import check, check_positive
 from hsae.dendrogram import Dendrogram, cosine_distances, similarity_distances
 from hsae.latent_classes import LABELLINGS, Text, latent_classes
 from hsae.partition_indices import ami, number
+from hsae.streams import Stream
 
 
 @dataclass
@@ -34,7 +35,6 @@ class FeatureClusteringConfig:
     n_null: int
     n_resamples: int
     groups_shown: int
-    seed: int
 
     def __post_init__(self) -> None:
         check_positive(self, ["min_active", "n_neighbors"])
@@ -67,14 +67,15 @@ def flat_features(
     W_dec: Float[ndarray, "latent d_in"],
     n_clusters: int,
     config: FeatureClusteringConfig,
+    stream: Stream,
 ) -> Features:
     """The living latents of one SAE, clustered without any parents.
 
     decoder_clusters: average linkage of the cosine distances of decoder directions, cut at `n_clusters`.
     coactivation_clusters: the same of 1 - phi. communities: Louvain's, of the co-activation graph. `halves` are
     activations (token, latent) of all latents on two halves of the tokens: those that cluster, and those that classes
-    come from. On the same tokens, latents that are active together would have the same class by chance too. Raises
-    ValueError if fewer than 2 latents live.
+    come from. On the same tokens, latents that are active together would have the same class by chance too. `stream` is
+    that of Louvain's method. Raises ValueError if fewer than 2 latents live.
     """
     acts, others = halves
     latents = living(acts, config.min_active)
@@ -88,7 +89,7 @@ def flat_features(
         "coactivation": Dendrogram.average(similarity_distances(phi)),
     }
     partitions = {f"{name}_clusters": tree.cut(n_clusters) for name, tree in trees.items()}
-    partitions["communities"] = communities.communities(graph, config.seed)
+    partitions["communities"] = communities.communities(graph, stream)
     return Features(latents, W_dec, others[:, latents], active, phi, graph, trees, partitions)
 
 
@@ -98,6 +99,7 @@ def hsae_features(
     W_dec2: Float[ndarray, "parent latent"],
     parents: dict[str, Int[ndarray, " latent"]],
     config: FeatureClusteringConfig,
+    stream: Stream,
 ) -> Features:
     """The living level-1 latents, clustered as those of a flat SAE are, into as many clusters as there are groups.
 
@@ -108,7 +110,7 @@ def hsae_features(
     """
     latents = living(halves[0], config.min_active)
     groups = {by: parent_groups(parent[latents]) for by, parent in parents.items()}
-    features = flat_features(halves, W_dec1, int(groups["decoder"].max(initial=0)) + 1, config)
+    features = flat_features(halves, W_dec1, int(groups["decoder"].max(initial=0)) + 1, config, stream)
     for by, labels in groups.items():
         first = np.unique(labels, return_index=True)[1]
         parent = parents[by][latents[first]]
@@ -141,10 +143,10 @@ def largest_groups(labels: Int[ndarray, " latent"], n: int) -> Int[ndarray, " la
     return rank[labels]
 
 
-def embed(directions: Float[ndarray, "latent d"], seed: int) -> Float[ndarray, "latent 2"]:
+def embed(directions: Float[ndarray, "latent d"], stream: Stream) -> Float[ndarray, "latent 2"]:
     """Directions in the plane by t-SNE of their cosine distances (van der Maaten & Hinton 2008, JMLR 9)."""
     perplexity = min(30, (len(directions) - 1) / 3)
-    tsne = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed)
+    tsne = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=stream.number)
     # Threads add up their shares in whatever order they finish.
     with threadpool_limits(1):
         return tsne.fit_transform(directions)

@@ -19,7 +19,8 @@ LABELS = {
 def absorption(measures: pd.DataFrame) -> Figure:
     """Dot plot: a row of panels per measure, a panel per concept, a row per method, in the frame's order.
 
-    Columns: method, concept, measure (a key of LABELS), value, low, high (interval), null (nan: there is none).
+    Columns: method, concept, measure (a key of LABELS), value, low, high (interval), null and untrained (nan: there is
+    none).
     """
     methods, concepts = measures["method"].unique(), measures["concept"].unique()
     size = (2.5 + 2.0 * len(concepts), 1 + len(LABELS) * (0.7 + 0.21 * len(methods)))
@@ -32,13 +33,14 @@ def absorption(measures: pd.DataFrame) -> Figure:
             axes.set_title(str(concept).replace("_", " ") if measure == "first_feature_f1" else "")
             axes.set_xlabel(LABELS[measure])
     handles = panels[0, 0].get_legend_handles_labels()[0]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
 def _dots(axes: Axes, rows: pd.DataFrame) -> None:
     y = np.arange(len(rows))
     axes.hlines(y, rows["low"], rows["high"], color="C0", linewidth=1.5)
+    axes.scatter(rows["untrained"], y, s=44, facecolors="none", edgecolors="C7", zorder=2, label="untrained")
     axes.scatter(rows["value"], y, s=26, color="C0", zorder=3, label="measured, with 95% interval")
     axes.scatter(rows["null"], y, s=26, color="C1", marker="x", zorder=2, label="labels shifted along the text")
     axes.set_yticks(y, rows.index, fontsize=9)

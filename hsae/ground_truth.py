@@ -240,7 +240,7 @@ def fit_dictionary(method: str, config: GroundTruthConfig, drawn: Drawn, stream:
     """A clustering or matrix factorisation, as large as an HSAE level, with as many active components at most."""
     x, latents = drawn.train.x(slice(0, config.clustering.fit_tokens)), config.latents(drawn.l0s)
     widths = config.d_sae1, config.d_sae2
-    tensors = fit_clusters(method, x.cpu().numpy(), widths, config.clustering, stream.number)
+    tensors = fit_clusters(method, x.cpu().numpy(), widths, config.clustering, stream)
     return clusters.load(method, tensors, (latents.k1, latents.k2), x.device)
 
 

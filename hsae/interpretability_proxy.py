@@ -33,8 +33,8 @@ class ProxyConfig:
     """Section `interpretability_proxy`.
 
     fit_tokens (validation split), score_tokens (test split). longest: n-grams are 1 to so many characters long; ngrams:
-    of a rule, at most. min_active: tokens of either part on which a latent must be active to be scored. trials: of the
-    simulated rater, for each latent. snippet_chars: length of a snippet.
+    of a rule, at most. min_active: tokens of the first part on which a latent must be active to be scored. trials: of
+    the simulated rater, for each latent. snippet_chars: length of a snippet.
     """
 
     fit_tokens: int
@@ -167,18 +167,19 @@ def intruder_accuracy(
     return float(found.mean())
 
 
-def score(fit: Part, test: Part, config: ProxyConfig, vocabulary: Sequence[str], seed: int) -> pd.DataFrame:
-    """A row for each latent that is active on enough tokens of both parts.
+def score(fit: Part, test: Part, config: ProxyConfig, vocabulary: Sequence[str], stream: Stream) -> pd.DataFrame:
+    """A row for each latent that is active on enough tokens of the part `fit`, whatever it does on the other.
 
     Columns: latent, density (on the test part), length, proxy_f1, proxy_f1_null (of a rule that was found for the
-    latent's activations at other tokens, moved in a circle), proxy_intruder, rule.
+    latent's activations at other tokens, moved in a circle), proxy_intruder, rule. Both F1 are 0 of a latent that is
+    silent on the test part.
     """
-    rng = np.random.default_rng(seed)
     n = _shape(fit.acts)[0]
-    moved = csr_array(fit.acts)[np.roll(np.arange(n), int(rng.integers(n // 4, n - n // 4)))]
+    shift = int(stream.of("shift of the null").numpy().integers(n // 4, n - n // 4))
+    moved = csr_array(fit.acts)[np.roll(np.arange(n), shift)]
     rules, by_chance = (fit_rules(Part(fit.codes, csc_array(acts)), config.ngrams) for acts in (fit.acts, moved))
-    enough = np.minimum(np.diff(fit.acts.indptr), np.diff(test.acts.indptr)) >= config.min_active
-    rows = []
+    enough = np.diff(fit.acts.indptr) >= config.min_active
+    rows, snippets = [], stream.of("snippets").numpy()
     for latent in np.flatnonzero(enough).tolist():
         acts, rule = test.latent(latent), rules[latent]
         on, fires = acts != 0, test.fires(rule)
@@ -189,7 +190,7 @@ def score(fit: Part, test: Part, config: ProxyConfig, vocabulary: Sequence[str],
                 "length": rule.length,
                 "proxy_f1": f1(fires, on),
                 "proxy_f1_null": f1(test.fires(by_chance[latent]), on),
-                "proxy_intruder": intruder_accuracy(acts, fires, config.snippet_chars, config.trials, rng),
+                "proxy_intruder": intruder_accuracy(acts, fires, config.snippet_chars, config.trials, snippets),
                 "rule": json.dumps([text_of(code, rule.length, vocabulary) for code in rule.ngrams]),
             }
         )
@@ -197,7 +198,7 @@ def score(fit: Part, test: Part, config: ProxyConfig, vocabulary: Sequence[str],
     return pd.DataFrame(rows, columns=columns)
 
 
-def summarize(table: pd.DataFrame) -> dict[str, Any]:
+def summarize(table: pd.DataFrame, stream: Stream) -> dict[str, Any]:
     """method -> number of latents, and mean of each proxy over latents with its 95% bootstrap interval."""
     check("methods", table["method"].unique().tolist(), "at least one", len(table) > 0)
     result: dict[str, Any] = {}
@@ -205,7 +206,7 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
         own: dict[str, Any] = {"latents": len(rows)}
         for proxy in ("proxy_f1", "proxy_f1_null", "proxy_intruder"):
             values = rows[proxy].dropna().to_numpy(float)
-            interval = list(bootstrap_interval(values, Stream(0, "proxies"))) if len(values) > 1 else None
+            interval = list(bootstrap_interval(values, stream.of(method, proxy))) if len(values) > 1 else None
             own[proxy] = {"mean": float(values.mean()) if len(values) else None, "interval": interval}
         lengths = rows["length"].value_counts(normalize=True).sort_index()
         result[str(method)] = {**own, "length": {str(key): float(value) for key, value in lengths.items()}}

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hsae.config import check, check_positive
 from hsae.products import gram, product
+from hsae.streams import Stream
 
 Settings = list[tuple[float, float]]  # learning rate and weight decay of every label
 
@@ -35,7 +36,6 @@ class ProbeConfig:
     weight_decay: list[float]
     held_out: float
     resamples: int
-    seed: int
 
     def __post_init__(self) -> None:
         check_positive(self, ["epochs", "batch_size", "resamples"])
@@ -105,13 +105,15 @@ def fit_probe(
     labels: Int[Tensor, "token label"],
     sizes: list[int],
     config: ProbeConfig,
+    stream: Stream,
 ) -> tuple[Probe, list[Choice]]:
     """Multinomial logistic regressions of all labels (of `sizes` classes) at once: they share nothing but the product.
 
     `inputs` are in the order of the text, so that the tokens held out at its end are other contexts. Every label keeps
     the weights of the rate, decay and epoch at which its own held-out cross-entropy was lowest. Inputs are divided by
     the root mean square of their nonzero values: by their standard deviation, rare latents would be huge where they are
-    active. Raises ValueError for too few tokens.
+    active. `stream` is that of the order of batches, one for all settings, which are so compared on the same batches.
+    Raises ValueError for too few tokens.
     """
     n = round(len(inputs) * (1 - config.held_out))
     check("tokens", len(inputs), "enough to fit on some and hold out others", 0 < n < len(inputs))
@@ -121,7 +123,7 @@ def fit_probe(
     choices *= len(sizes)
 
     def try_all(settings: list[Settings]) -> None:
-        for epoch, probe in enumerate(_train(inputs[:n], labels[:n], start, settings, config), 1):
+        for epoch, probe in enumerate(_train(inputs[:n], labels[:n], start, settings, config, stream), 1):
             held_out = zip(inputs[n:].split(8192), labels[n:].split(8192), strict=True)
             losses = torch.cat([probe.cross_entropies(*some) for some in held_out]).mean(0).tolist()
             for setting, rows in enumerate(losses):
@@ -145,6 +147,7 @@ def _train(
     start: Probe,
     settings: list[Settings],
     config: ProbeConfig,
+    stream: Stream,
 ) -> Iterator[Probe]:
     """Train with all settings side by side, on the same batches; the probe after every epoch."""
     n = len(settings)
@@ -159,7 +162,7 @@ def _train(
     optimizer = torch.optim.AdamW(groups, fused=True)
     steps = config.epochs * -(-len(inputs) // config.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    generator, inputs = torch.Generator().manual_seed(config.seed), inputs / start.scale
+    generator, inputs = stream.torch(), inputs / start.scale
     for _ in range(config.epochs):
         for rows in torch.randperm(len(inputs), generator=generator).to(inputs.device).split(config.batch_size):
             gradients = probe.gradients(inputs[rows], labels[rows])
@@ -185,17 +188,19 @@ def compare(
     names: list[str],
     context: int,
     config: ProbeConfig,
+    stream: Stream,
 ) -> pd.DataFrame:
     """`bounds` of a representation on the tokens `test`, by probes that were fitted on the tokens `train` alone.
 
-    With the columns of `Choice`: held_out, lr, weight_decay and epochs.
+    With the columns of `Choice`: held_out, lr, weight_decay and epochs. Representations that get the same `stream` are
+    compared pair by pair, on the same batches and on the same draws of contexts.
     """
     sizes = (1 + np.maximum(y_train.max(0), y_test.max(0))).tolist()
     labels = [torch.from_numpy(y).long().to(train.device) for y in (y_train, y_test)]
-    probe, choices = fit_probe(train, labels[0], sizes, config)
+    probe, choices = fit_probe(train, labels[0], sizes, config, stream.of("order of batches"))
     batches = zip(test.split(8192), labels[1].split(8192), strict=True)
     losses = torch.cat([probe.cross_entropies(*some) for some in batches])[:, 0].cpu().numpy()
-    found = bounds(losses, y_test.astype(int), names, context, config.resamples, config.seed)
+    found = bounds(losses, y_test.astype(int), names, context, config.resamples, stream.of("contexts drawn"))
     return found.join(pd.DataFrame(choices))
 
 
@@ -205,20 +210,20 @@ def bounds(
     names: list[str],
     context: int,
     resamples: int,
-    seed: int,
+    stream: Stream,
 ) -> pd.DataFrame:
     """Lower bound on the information, in nats, that a representation holds of each label: H(Y) - cross-entropy.
 
     No probe does better than I(inputs; Y) allows (Barber & Agakov 2003); a better kind of probe may find more, so that
     a bound of an encoding may exceed that of what it encodes. Columns: label, entropy (H(Y), of the same tokens),
     bound, low, high (95% interval: percentiles over samples of whole contexts, as tokens of one are not independent)
-    and share (of H(Y)). Raises ValueError where the tokens are not whole contexts.
+    and share (of H(Y)). All labels are measured on the same samples. Raises ValueError where the tokens are not
+    whole contexts.
     """
     n = len(labels)
     check("tokens", n, f"a multiple of the context (={context})", n > 0 and n % context == 0)
     n_contexts = n // context
-    generator = np.random.default_rng(seed)
-    weights = generator.multinomial(n_contexts, np.full(n_contexts, 1 / n_contexts), resamples)
+    weights = stream.numpy().multinomial(n_contexts, np.full(n_contexts, 1 / n_contexts), resamples)
     weights = np.concatenate([np.ones((1, n_contexts)), weights])  # the first: what was measured
     rows = []
     for i, name in enumerate(names):

@@ -1,16 +1,19 @@
 """The stability over seeds of what a sweep has trained: models of finished experiments, read from DVC's cache."""
 
-from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
+import torch
 
-from hsae import feature_plots
+from hsae import activations, feature_plots, hierarchical, variants
+from hsae.activations import Store
 from hsae.experiments import read_tensors
 from hsae.files import write_csv, write_figure, write_json
-from hsae.stability import Directions, stability, summarize
+from hsae.hierarchical import HierarchicalSAE
+from hsae.sae import SAE
+from hsae.stability import Directions, living, stability, summarize
+from hsae.streams import Stream
 
-IDLE_TOKENS = 100_000  # a latent that was silent on so many of the last training tokens is dead
+VALIDATION = "data/activations/val.safetensors"
 
 
 def read_models(commit: str, paths: dict[str, str]) -> dict[str, Directions]:
@@ -19,22 +22,26 @@ def read_models(commit: str, paths: dict[str, str]) -> dict[str, Directions]:
     Nothing is checked out. The file of an HSAE holds three: level 1; level 2 by its directions in the space of x; and
     level 2 by its weights on level-1 latents. Raises OSError for a file that is in no cache or remote storage.
     """
+    store = activations.read(*read_tensors(commit, VALIDATION), torch.device("cpu"))
     found: dict[str, Directions] = {}
     for name, path in paths.items():
-        found |= directions(name, read_tensors(commit, path))
+        tensors, header = read_tensors(commit, path)
+        is_flat = "W_dec" in tensors
+        model = variants.load(tensors, header) if is_flat else hierarchical.load(tensors, header)
+        found |= directions(name, model, store)
     return found
 
 
-def directions(name: str, tensors: dict[str, Tensor]) -> dict[str, Directions]:
-    """Directions of the living latents of a flat autoencoder, called `name`, or of an HSAE's levels."""
-    if "W_dec" in tensors:
-        return {name: _living(tensors, "")}
-    level1, level2 = _living(tensors, "level1."), _living(tensors, "level2.")
-    all_of_level1 = tensors["level1.W_dec"].double().numpy()
+def directions(name: str, model: SAE | HierarchicalSAE, store: Store) -> dict[str, Directions]:
+    """Directions of the latents of a flat autoencoder, called `name`, or of an HSAE's levels, that live on a store."""
+    if isinstance(model, SAE):
+        return {name: living(model.encode, model.W_dec, store.batches())}
+    level2 = living(model.encode_h2, model.level2.W_dec, store.batches())
+    of_level1 = model.level1.W_dec.detach().double().cpu().numpy()
     return {
-        f"{name} level 1": level1,
-        f"{name} level 2": replace(level2, rows=level2.rows @ all_of_level1),
-        f"{name} level 2 in h1": replace(level2, basis=all_of_level1),
+        f"{name} level 1": living(model.level1.encode, model.level1.W_dec, store.batches()),
+        f"{name} level 2": Directions(level2.rows @ of_level1, level2.latents),
+        f"{name} level 2 in h1": Directions(level2.rows, level2.latents, basis=of_level1),
     }
 
 
@@ -48,14 +55,9 @@ def collect(commits: dict[int, str], paths: dict[str, str], name: str = "stabili
     for seed, commit in commits.items():
         for dictionary, found in read_models(commit, paths).items():
             models.setdefault(dictionary, {})[seed] = found
-    pairs, latents = stability(models, seed=0)
+    pairs, latents = stability(models, Stream(0, f"seed_models/{name}/nulls"))
     write_csv(Path(f"metrics/{name}.csv"), pairs)
-    write_json(Path(f"metrics/{name}.json"), summarize(pairs, latents))
+    write_json(Path(f"metrics/{name}.json"), summarize(pairs, latents, Stream(0, f"seed_models/{name}/intervals")))
     write_csv(Path(f"metrics/{name}_latents.csv"), latents)
     level2 = latents.query("dictionary.str.contains('level 2')")
     write_figure(Path(f"plots/{name}.png"), feature_plots.stability(pairs, level2))
-
-
-def _living(tensors: dict[str, Tensor], prefix: str) -> Directions:
-    latents = (tensors[f"{prefix}idle_tokens"] < IDLE_TOKENS).nonzero().squeeze(1)
-    return Directions(tensors[f"{prefix}W_dec"][latents].double().numpy(), latents.numpy())

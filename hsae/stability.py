@@ -5,17 +5,22 @@ PW-MCC, the pairwise mean correlation coefficient (O'Neill et al. 2024, arXiv 24
 sum of cosines is largest, and their mean is taken. Each direction finds some partner, so chance alone gives .2 or .3,
 and more where directions share a subspace. The null is therefore that of normal directions with the same matrix of
 second moments as each of the two dictionaries (exactly so before they are scaled to unit norm).
+
+Only living latents are matched: those that are active on some token of the validation split.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from hsae.config import check
 from hsae.progress import Progress
@@ -35,6 +40,18 @@ class Directions:
     latents: Int[ndarray, " latent"]
     basis: Float[ndarray, "coordinate d"] | None = None
     """Where coordinates are latents themselves, which each seed numbers in its own way: their directions."""
+
+
+@torch.no_grad()
+def living(
+    encode: Callable[[Tensor], Tensor],
+    directions: Float[Tensor, "latent coordinate"],
+    batches: Iterable[Float[Tensor, "_ d_in"]],
+) -> Directions:
+    """The directions of the latents that are active on some row of the `batches`, the validation split."""
+    active = torch.stack([(encode(x) > 0).any(0) for x in batches]).any(0)
+    latents = np.flatnonzero(active.cpu())
+    return Directions(directions.detach().double().cpu().numpy()[latents], latents)
 
 
 @dataclass(frozen=True)
@@ -66,19 +83,25 @@ def random_like(rows: Float[ndarray, "n d"], rng: np.random.Generator) -> Float[
     return rng.standard_normal((len(rows), len(rows))) @ _unit(rows) / np.sqrt(len(rows))
 
 
-def stability(models: dict[str, dict[int, Directions]], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def null_match(a: Float[ndarray, "n d"], b: Float[ndarray, "m d"], stream: Stream) -> Matching:
+    """The matching of what is `random_like` the rows of both."""
+    rng = stream.numpy()
+    return match(random_like(a, rng), random_like(b, rng))
+
+
+def stability(models: dict[str, dict[int, Directions]], stream: Stream) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compare every dictionary's seeds two by two; `models`: dictionary -> seed that it was trained from -> directions.
 
     Returns a row per pair: dictionary, seed_a, seed_b, mcc, null, adjusted = (mcc - null) / (1 - null), and the shares
     of pairs whose cosine reaches MATCHED; and a row per latent of each dictionary's first seed: dictionary, latent
-    (index), recurrence (in how many of the other seeds its match has a cosine of RECURS or more). `seed` is that of the
-    null's draws. Raises ValueError for a dictionary of fewer than 2 seeds, or one without a living latent.
+    (index), recurrence (in how many of the other seeds its match has a cosine of RECURS or more). `stream` is that of
+    the nulls, a part of it for each. Raises ValueError for a dictionary of fewer than 2 seeds, or one without a living
+    latent.
     """
     for name, of_seeds in models.items():
         check(name, [*of_seeds], "trained from at least 2 seeds", len(of_seeds) > 1)
         dead = [own for own, directions in of_seeds.items() if not len(directions.rows)]
         check(name, dead, "alive: there is no living latent from some seeds", not dead)
-    rng = np.random.default_rng(seed)
     pairs, latents = [], []
     with Progress("stability", sum(len(own) * (len(own) - 1) // 2 for own in models.values())) as bar:
         for name, of_seeds in models.items():
@@ -89,7 +112,7 @@ def stability(models: dict[str, dict[int, Directions]], seed: int) -> tuple[pd.D
                 matched = match(a, b)
                 if one == first:
                     recurrence[matched.a] += matched.cosines >= RECURS
-                null = float(match(random_like(a, rng), random_like(b, rng)).cosines.mean())
+                null = float(null_match(a, b, stream.of(name, f"seeds {one} and {other}")).cosines.mean())
                 pairs.append({"dictionary": name, "seed_a": one, "seed_b": other, **_measures(matched.cosines, null)})
                 bar.advance()
             rows = {"dictionary": name, "latent": of_seeds[first].latents, "recurrence": recurrence}
@@ -97,23 +120,24 @@ def stability(models: dict[str, dict[int, Directions]], seed: int) -> tuple[pd.D
     return pd.DataFrame(pairs), pd.concat(latents, ignore_index=True)
 
 
-def summarize(pairs: pd.DataFrame, latents: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def summarize(pairs: pd.DataFrame, latents: pd.DataFrame, stream: Stream) -> dict[str, dict[str, Any]]:
     """dictionary -> means over pairs of seeds, and the 95% intervals of `mcc` and `adjusted` (None below 3 seeds).
 
-    Also `recurs`: the share of the first seed's latents that are found in all the other seeds.
+    Also `recurs`: the share of the first seed's latents that are found in all the other seeds. `stream` is that of the
+    intervals, a part of it for each.
     """
     result = {}
     for name, own in pairs.groupby("dictionary", sort=False):
         n_seeds = len({*own["seed_a"], *own["seed_b"]})
         means = own.drop(columns=["dictionary", "seed_a", "seed_b"]).mean().to_dict()
-        intervals = {f"{key}_interval": seed_interval(own, key) for key in ("mcc", "adjusted")}
+        intervals = {f"{key}_interval": seed_interval(own, key, stream.of(name, key)) for key in ("mcc", "adjusted")}
         recurrence = latents.loc[latents["dictionary"] == name, "recurrence"]
         recurs = float((recurrence == n_seeds - 1).mean())
         result[str(name)] = {"n_seeds": n_seeds, **means, **intervals, "recurs": recurs}
     return result
 
 
-def seed_interval(pairs: pd.DataFrame, column: str) -> list[float] | None:
+def seed_interval(pairs: pd.DataFrame, column: str, stream: Stream) -> list[float] | None:
     """95% bootstrap interval of the mean over all pairs of different seeds; None for fewer than 3 seeds.
 
     Pairs share seeds and so are not independent: seeds are drawn with replacement, and all pairs of different ones
@@ -125,7 +149,7 @@ def seed_interval(pairs: pd.DataFrame, column: str) -> list[float] | None:
     values = np.zeros((len(seeds), len(seeds)))
     a, b = (np.searchsorted(seeds, pairs[key]) for key in ("seed_a", "seed_b"))
     values[a, b] = values[b, a] = pairs[column]
-    drawn = cluster_weights(len(seeds), Stream(0, "stability")).astype(float)
+    drawn = cluster_weights(len(seeds), stream).astype(float)
     n_pairs = len(seeds) ** 2 - (drawn**2).sum(1)
     means = ((drawn @ values) * drawn).sum(1)[n_pairs > 0] / n_pairs[n_pairs > 0]
     return np.quantile(means, [0.025, 0.975]).tolist()

@@ -201,7 +201,7 @@ def over_contexts(evaluation: dict[str, Any], runs: list[Run], reference: str) -
     references = {entry.level: path for path, entry in entries.items() if entry.method == reference}
     rivals = {path: references[entry.level] for path, entry in entries.items()}
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in intervals(runs, rivals, seed=0).to_dict("records"):
+    for row in intervals(runs, rivals, Stream(0, "sweep_results/contexts drawn")).to_dict("records"):
         entry = entries[row["method"]]
         interval, difference = [row["low"], row["high"]], [row["difference_low"], row["difference_high"]]
         own = {"interval": interval} | ({} if entry.method == reference else {"difference": difference})

@@ -71,13 +71,9 @@ def main() -> None:
 
 
 def _acts(hsae: HierarchicalSAE, store: Store) -> LevelActs:
-    """What both levels do on a split."""
-    return LevelActs(
-        *(
-            csc_array(sparse_acts(basis.encode, store.x(slice(0, len(store))).split(4096)))
-            for basis in causal.hsae_bases(hsae).values()
-        )
-    )
+    """What both levels do on a split, token by token."""
+    x = store.x(slice(0, len(store))).split(4096)
+    return LevelActs(*(csc_array(sparse_acts(basis.encode, x)) for basis in causal.hsae_bases(hsae).values()))
 
 
 if __name__ == "__main__":

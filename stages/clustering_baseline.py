@@ -18,7 +18,8 @@ def main(method: str) -> None:
         dictionary = stage.params(DictionaryConfig)
         train = read_train(stage, device)
         x = train.x(slice(0, config.fit_tokens)).cpu().numpy()
-        tensors = fit_clusters(method, x, dictionary.widths(train.d_in), config, dictionary.seed)
+        stream = dictionary.stream("clustering_baseline")
+        tensors = fit_clusters(method, x, dictionary.widths(train.d_in), config, stream)
         write_tensors(Path(f"models/{stage.name}.safetensors"), tensors)
 
 

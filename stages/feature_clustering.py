@@ -2,14 +2,34 @@
 
 from pathlib import Path
 
+from jaxtyping import Integer
+from numpy import ndarray
+from torch import Tensor
+
 from hsae import clustering_plots, graph, run
 from hsae.coactivation import sparse_acts
-from hsae.feature_analysis import agreement_frame, analyse, detail_frame, differences, headline, latent_frame
-from hsae.feature_clustering import FeatureClusteringConfig, flat_features, hsae_features
+from hsae.dictionary import DictionaryConfig
+from hsae.feature_analysis import (
+    agreement_frame,
+    analyse,
+    detail_frame,
+    differences,
+    headline,
+    latent_frame,
+    taxonomy_ami,
+)
+from hsae.feature_clustering import FeatureClusteringConfig, Features, flat_features, hsae_features
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
+from hsae.hierarchical import HierarchicalSAE
 from hsae.latent_classes import Text
+from hsae.run import Stage
+from hsae.sae import SAE
+from hsae.samples import record
+from hsae.streams import Stream
 from stages.files import read_store
-from stages.trained import read_flat, read_hsae
+from stages.trained import read_flat, read_hsae, read_untrained_flat, read_untrained_hsae
+
+Halves = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 def main() -> None:
@@ -17,32 +37,29 @@ def main() -> None:
     with run.stage("feature_clustering") as stage:
         device = stage.device()
         config = stage.params(FeatureClusteringConfig, "feature_clustering")
-        model = read_hsae(stage, device)
-        topk = read_flat(stage, "topk", device)
-        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
+        stream = stage.params(DictionaryConfig).stream("feature_clustering")
         test = read_store(stage, "test", device)
-        half = min(config.n_tokens, len(test)) // 2  # of the tokens: clusters from the first, classes from the second
-        offsets = test.activations.offsets[half : 2 * half].numpy()
-        vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
-        text = Text.at(tokens, offsets, vocabulary)
-        halves = [test.x(slice(start, start + half)).split(4096) for start in (0, half)]
-        measured = graph.measure(model, halves[0])
-        parents = {by: measured.parents(by).numpy() for by in ("decoder", "coactivation")}
-        W_dec1, W_dec2, W_flat = (sae.W_dec.detach().cpu().numpy() for sae in (model.level1, model.level2, topk))
-        of_hsae, of_flat = (
-            (sparse_acts(sae.encode, halves[0]), sparse_acts(sae.encode, halves[1])) for sae in (model.level1, topk)
+        # Clusters come from the first half of the tokens, classes from the second: whole contexts of both.
+        half = max(min(config.n_tokens, len(test)) // (2 * test.context), 1) * test.context
+        first, second = (test.activations.offsets[start : start + half].numpy() for start in (0, half))
+        text = _text(stage, second)
+        halves = (test.x(slice(0, half)).split(4096), test.x(slice(half, 2 * half)).split(4096))
+        trained = _features(
+            read_hsae(stage, device), read_flat(stage, "topk", device), halves, config, stream.of("trained")
         )
-        hsae = hsae_features(of_hsae, W_dec1, W_dec2, parents, config)
-        n_groups = int(hsae.partitions["groups_decoder"].max()) + 1
-        flat = flat_features(of_flat, W_flat, n_groups, config)
-        analyses = {"hsae": analyse(hsae, text, config), "flat": analyse(flat, text, config)}
-        compared = differences(hsae, flat, text, config)
-        write_json(Path("metrics/feature_clustering.json"), {"n_tokens": 2 * half, **headline(analyses, compared)})
+        at_start = read_untrained_hsae(stage, device), read_untrained_flat(stage, "topk", device)
+        untrained = _features(*at_start, halves, config, stream.of("untrained"))
+        analyses = {name: analyse(own, text, config, stream.of("nulls", name)) for name, own in trained.items()}
+        compared = differences(trained["hsae"], trained["flat"], text, config, stream.of("halves of the latents"))
+        found = headline(analyses, compared, taxonomy_ami(untrained, text, config))
+        what = "clusterings, which are scored by classes"
+        samples = [record(what, "chosen", "test", first), record(what, "scored", "test", second)]
+        write_json(Path("metrics/feature_clustering.json"), {"n_tokens": 2 * half, **found, "samples": samples})
         write_csv(Path("plots/feature_clustering.csv"), detail_frame(analyses, compared))
-        latents = latent_frame(hsae, text, config)
+        latents = latent_frame(trained["hsae"], text, config, stream.of("embedding"))
         shown = latents.query("group != 'other'").drop(columns=["x", "y"])
         figures = {
-            "clustermap": clustering_plots.clustermap(hsae.phi[shown.index][:, shown.index], shown),
+            "clustermap": clustering_plots.clustermap(trained["hsae"].phi[shown.index][:, shown.index], shown),
             "embedding": clustering_plots.embedding(latents),
             "agreement": clustering_plots.agreement(
                 agreement_frame({"HSAE": analyses["hsae"], "flat SAE": analyses["flat"]})
@@ -50,6 +67,28 @@ def main() -> None:
         }
         for name, figure in figures.items():
             write_figure(Path(f"plots/{name}.png"), figure)
+
+
+def _text(stage: Stage, offsets: Integer[ndarray, " token"]) -> Text:
+    """The tokens of the text that classes come from."""
+    tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
+    return Text.at(tokens, offsets, read_json(stage.input("data/tokenizer.json"))["vocabulary"])
+
+
+def _features(
+    hsae: HierarchicalSAE, flat: SAE, halves: Halves, config: FeatureClusteringConfig, stream: Stream
+) -> dict[str, Features]:
+    """The latents of level 1 and of a flat SAE, clustered into as many clusters as level 2 makes groups by decoder."""
+    measured = graph.measure(hsae, halves[0])
+    parents = {by: measured.parents(by).numpy() for by in ("decoder", "coactivation")}
+    W_dec1, W_dec2, W_flat = (sae.W_dec.detach().cpu().numpy() for sae in (hsae.level1, hsae.level2, flat))
+    acts1, acts_flat = (
+        (sparse_acts(sae.encode, halves[0]), sparse_acts(sae.encode, halves[1])) for sae in (hsae.level1, flat)
+    )
+    of_hsae = hsae_features(acts1, W_dec1, W_dec2, parents, config, stream.of("communities of level 1"))
+    n_groups = int(of_hsae.partitions["groups_decoder"].max()) + 1
+    of_flat = flat_features(acts_flat, W_flat, n_groups, config, stream.of("communities of the flat one"))
+    return {"hsae": of_hsae, "flat": of_flat}
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
 from hsae.hierarchical import HierarchicalSAE
 from hsae.labels import CONTEXT, context_labels
+from hsae.samples import Record, record
 from hsae.shared_information import InformationConfig, Levels
 from hsae.streams import Stream
 from stages.clusters import read_clusters
 from stages.files import read_store
-from stages.trained import read_flat, read_hsae, read_untrained_hsae
+from stages.trained import read_flat, read_hsae, read_untrained_flat, read_untrained_hsae
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
         config = stage.params(InformationConfig, "mutual_information")
         stream = stage.params(DictionaryConfig).stream("mutual_information")
         hsae, untrained = read_hsae(stage, device), read_untrained_hsae(stage, device)
-        encoders = _encoders(stage, hsae, device)
+        encoders = _encoders(stage, hsae, untrained, device)
         val, test = (read_store(stage, split, device) for split in ("val", "test"))
         half = len(test) // (2 * test.context) * test.context
         n_tokens = min(config.tokens, half) // test.context * test.context
@@ -39,21 +40,23 @@ def main() -> None:
         levels, of_levels = _of_levels(hsae, pairs, labels, test.context, config, stream.of("trained"))
         _, by_chance = _of_levels(untrained, pairs, labels, test.context, config, stream.of("untrained"))
 
-        x_val, x_score = val.x(slice(None)), test.x(slice(half, 2 * half))
-        y_score = y_test[half : 2 * half]
+        # One stream for all representations: they are compared on the same batches and draws of contexts.
+        probing, scored = stream.of("probes"), slice(half, 2 * half)
+        x_val, x_score, y = val.x(slice(None)), test.x(scored), (y_val, y_test[scored])
         bounds = pd.concat(
-            probes.compare(encode(x_val), encode(x_score), y_val, y_score, CONTEXT, test.context, config.probe)
+            probes.compare(encode(x_val), encode(x_score), *y, CONTEXT, test.context, config.probe, probing)
             .assign(representation=name)
             for name, encode in encoders.items()
         )  # fmt: skip
         metrics = {
             "n_tokens": n_tokens,
-            "n_tokens_probes": len(x_score),
+            "n_tokens_probes": half,
             "n_shifts": config.shifts,
             **of_levels,
             "untrained": by_chance,
             "probes": probes.nested(bounds),
-            "samples": shared.samples(
+            "samples": _samples(val, test, scored)
+            + shared.samples(
                 test.activations.offsets[:n_tokens].numpy(), "children that entropies are conditioned on", "best labels"
             ),
         }
@@ -99,7 +102,18 @@ def _classes(stage: run.Stage, val: Store, test: Store) -> tuple[np.ndarray, np.
     return y_val, y_test
 
 
-def _encoders(stage: run.Stage, hsae: HierarchicalSAE, device: torch.device) -> dict[str, Callable[[Tensor], Tensor]]:
+def _samples(val: Store, test: Store, scored: slice) -> list[Record]:
+    """Where probes were fitted and their settings chosen, and where they were scored."""
+    what, offsets = "weights, rates, decays and epochs of probes", test.activations.offsets[scored]
+    return [
+        record(what, "chosen", "val", val.activations.offsets.numpy()),
+        record(what, "scored", "test", offsets.numpy()),
+    ]
+
+
+def _encoders(
+    stage: run.Stage, hsae: HierarchicalSAE, untrained: HierarchicalSAE, device: torch.device
+) -> dict[str, Callable[[Tensor], Tensor]]:
     """What encodes normalised activations, by name."""
     flat = {name: read_flat(stage, name, device) for name in ("topk", "topk_level2")}
     kmeans = read_clusters(stage, "kmeans", device)
@@ -110,6 +124,9 @@ def _encoders(stage: run.Stage, hsae: HierarchicalSAE, device: torch.device) -> 
         "flat_topk_level2": flat["topk_level2"].encode,
         "kmeans": lambda x: kmeans.reconstruct(x)[0],
         "activations": lambda x: x,
+        "untrained_hsae_level1": untrained.level1.encode,
+        "untrained_hsae_level2": untrained.encode_h2,
+        "untrained_flat_topk": read_untrained_flat(stage, "topk", device).encode,
     }
     return {name: _in_batches(encode) for name, encode in encoders.items()}
 

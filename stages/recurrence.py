@@ -5,15 +5,17 @@ from pathlib import Path
 from hsae import feature_plots, hierarchical, recurrence, run
 from hsae.dictionary import DictionaryConfig
 from hsae.files import read_tensors, write_csv, write_figure, write_json
+from stages.files import read_store
 from stages.trained import read_hsae
 
 
 def main() -> None:
     """Run the stage."""
     with run.stage("recurrence") as stage:
-        device, seed = stage.device(), stage.params(DictionaryConfig).seed
+        device, stream = stage.device(), stage.params(DictionaryConfig).stream("recurrence/nulls")
         other = hierarchical.load(*read_tensors(stage.input("models/control/trained.safetensors"))).to(device)
-        table = recurrence.recurrence(read_hsae(stage, device), other, seed)
+        val = read_store(stage, "val", device)  # says which latents live
+        table = recurrence.recurrence(read_hsae(stage, device), other, val, stream)
         write_json(Path("metrics/recurrence.json"), recurrence.summarize(table))
         write_csv(Path("plots/recurrence.csv"), table)
         write_figure(Path("plots/recurrence.png"), feature_plots.recurrence(table))

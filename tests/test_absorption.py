@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -6,10 +7,13 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from hsae import absorption
+from hsae import absorption, untrained
 from hsae.absorption import AbsorptionConfig, Labelled, Method, absorb
-from hsae.activations import Store
+from hsae.activations import Activations, Store
+from hsae.samples import record, shared
+from hsae.streams import Stream
 
+STREAM = Stream(0, "test")
 CONFIG = AbsorptionConfig(fit_tokens=1, score_tokens=1, min_tokens=1, shifts=2)
 N, CONTEXT = 2000, 20
 
@@ -28,7 +32,9 @@ def on_features(has: np.ndarray) -> Labelled:
     """Tokens in R^50 that are sums of orthogonal features, with the first one and one that nobody has as concepts."""
     basis = torch.linalg.qr(torch.randn(50, 50, generator=torch.Generator().manual_seed(0))).Q[:4]
     concepts = {"parent": has[:, 0], "never": np.zeros(len(has), dtype=bool)}
-    return Labelled(torch.from_numpy(has).float() @ basis, concepts, np.arange(len(has)) // CONTEXT)
+    return Labelled(
+        torch.from_numpy(has).float() @ basis, concepts, np.arange(len(has)) // CONTEXT, np.arange(len(has))
+    )
 
 
 def dictionary(absorbing: bool) -> Method:
@@ -50,7 +56,7 @@ def dictionary(absorbing: bool) -> Method:
 
 def measured(absorbing: bool, child_share: float) -> dict[str, Any]:
     data = on_features(features(child_share))
-    result = absorption.measure({"own": dictionary(absorbing)}, data, data, CONFIG)
+    result = absorption.measure({"own": dictionary(absorbing)}, data, data, CONFIG, STREAM)
     assert result["probes"]["parent"]["f1"] == 1
     return result["methods"]["own"]
 
@@ -87,7 +93,7 @@ def test_a_concept_that_is_too_rare_is_left_out_and_the_mean_is_over_the_others(
     assert result["mean"] == result["concepts"]["parent"]
     data = on_features(features(0.05))
     rare = AbsorptionConfig(fit_tokens=1, score_tokens=1, min_tokens=N, shifts=1)
-    empty = absorption.measure({"own": dictionary(absorbing=True)}, data, data, rare)
+    empty = absorption.measure({"own": dictionary(absorbing=True)}, data, data, rare, STREAM)
     assert empty == {"probes": {}, "methods": {"own": {"concepts": {}, "mean": {}}}}
     assert absorption.tidy(empty).empty
 
@@ -95,8 +101,8 @@ def test_a_concept_that_is_too_rare_is_left_out_and_the_mean_is_over_the_others(
 def test_the_mean_is_over_concepts_and_has_an_interval_of_its_own():
     data = on_features(features(0.05))
     both = {"parent": data.concepts["parent"], "third": features(0.05)[:, 2]}
-    data = Labelled(data.x, both, data.contexts)
-    result = absorption.measure({"own": dictionary(absorbing=True)}, data, data, CONFIG)["methods"]["own"]
+    data = Labelled(data.x, both, data.contexts, data.offsets)
+    result = absorption.measure({"own": dictionary(absorbing=True)}, data, data, CONFIG, STREAM)["methods"]["own"]
     shares = [result["concepts"][name]["absorption"] for name in both]
     assert shares[1] == 0
     assert result["mean"]["absorption"] == pytest.approx(shares[0] / 2)
@@ -107,7 +113,7 @@ def test_the_mean_is_over_concepts_and_has_an_interval_of_its_own():
 def test_a_dead_dictionary_has_no_main_latent_misses_all_and_writes_no_nan():
     data = on_features(features(0.05))
     dead = Method(lambda x: torch.zeros(len(x), 3), torch.ones(3, 50))
-    result = absorption.measure({"dead": dead}, data, data, CONFIG)
+    result = absorption.measure({"dead": dead}, data, data, CONFIG, STREAM)
     found = result["methods"]["dead"]["concepts"]["parent"]
     assert (found["split_latents"], found["first_feature_f1"], found["missed"]) == (0, 0, 1)
     assert found["absorption"] == found["absorption_fraction"] == found["first_feature_f1_null"] == 0
@@ -166,13 +172,14 @@ def test_tokens_are_labelled_by_their_place_in_the_corpus(store: Store):
     assert len(data.x) == 100
     assert torch.equal(data.x, store.x(slice(0, 100)))
     np.testing.assert_array_equal(data.concepts["even"], np.arange(10, 110) % 2 == 0)
+    assert data.offsets.tolist() == [*range(10, 110)]
     assert np.bincount(data.contexts).tolist() == [store.context] * 16 + [4]
 
 
 def test_results_repeat_to_the_bit_and_have_a_row_per_method_concept_and_measure():
     data = on_features(features(0.05))
     methods = {"a": dictionary(absorbing=True), "b": dictionary(absorbing=False)}
-    results = [absorption.measure(methods, data, data, CONFIG) for _ in range(2)]
+    results = [absorption.measure(methods, data, data, CONFIG, STREAM) for _ in range(2)]
     assert results[0] == results[1]
     table = absorption.tidy(results[0])
     assert len(table) == 2 * 2 * 3
@@ -184,3 +191,62 @@ def test_results_repeat_to_the_bit_and_have_a_row_per_method_concept_and_measure
 def test_a_config_without_tokens_is_refused():
     with pytest.raises(ValueError, match="`fit_tokens` must be above 0; not 0"):
         AbsorptionConfig(fit_tokens=0, score_tokens=1, min_tokens=1, shifts=1)
+
+
+def chance(x: torch.Tensor, kind: str, d_sae: int) -> Method:
+    """A dictionary that has learned nothing."""
+    model = untrained.flat(kind, d_sae, d_sae / 10, x, STREAM.of(kind))
+    return Method(model.encode, model.W_dec)
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_an_untrained_dictionary_finds_no_concept_where_there_is_none(kind: str):
+    parts = []
+    for seed in (0, 1):
+        x = torch.randn(N, 20, generator=torch.Generator().manual_seed(seed))
+        concepts = {"none": np.random.default_rng(10 + seed).random(N) < 0.2}
+        parts.append(Labelled(x, concepts, np.arange(N) // CONTEXT, np.arange(N) + seed * N))
+    fit, score = parts
+    result = absorption.measure({"untrained": chance(fit.x, kind, 60)}, fit, score, CONFIG, STREAM)
+    found = result["methods"]["untrained"]["concepts"]["none"]
+    assert found["first_feature_f1"] == pytest.approx(found["first_feature_f1_null"], abs=0.05)
+
+
+def test_what_has_learned_the_features_is_above_what_has_learned_nothing():
+    data = on_features(features(0.05))
+    methods = {"own": dictionary(absorbing=False), "untrained own": chance(data.x, "jumprelu", 4)}
+    result = absorption.measure(methods, data, data, CONFIG, STREAM)
+    f1s = [found["concepts"]["parent"]["first_feature_f1"] for found in result["methods"].values()]
+    assert f1s[0] == 1 > f1s[1] + 0.2
+    table = absorption.tidy(result)
+    assert table["method"].unique().tolist() == ["own"], "the untrained one stands beside it"
+    row = table.query("concept == 'parent' and measure == 'first_feature_f1'").iloc[0]
+    assert (row["value"], row["untrained"]) == tuple(f1s)
+
+
+def test_methods_are_measured_on_the_same_draws_of_contexts():
+    data = on_features(features(0.05))
+    methods = {"a": dictionary(absorbing=True), "b": dictionary(absorbing=True)}
+    result = absorption.measure(methods, data, data, CONFIG, STREAM)["methods"]
+    assert result["a"] == result["b"]
+    other = absorption.measure(methods, data, data, CONFIG, STREAM.of("other"))["methods"]["a"]["mean"]
+    assert other["absorption"] == result["a"]["mean"]["absorption"]
+    assert other["absorption_interval"] != result["a"]["mean"]["absorption_interval"]
+
+
+def test_main_latents_are_chosen_and_scored_on_other_tokens(store: Store):
+    first, second = (
+        replace(store, activations=part(store.activations, rows)) for rows in (slice(120), slice(120, 240))
+    )
+    fit, score = (absorption.labelled(some, {}, 100) for some in (first, second))
+    records = [record("main", "chosen", "val", fit.offsets), record("main", "scored", "test", score.offsets)]
+    assert shared(records) == []
+    assert records[0]["runs"] == [[10, 109]]
+    assert records[1]["runs"] == [[130, 229]]
+    one_split = [record("main", role, "test", fit.offsets) for role in ("chosen", "scored")]
+    assert shared(one_split) == ["main"]
+
+
+def part(rows: Activations, which: slice) -> Activations:
+    """Some rows of a store."""
+    return Activations(**{name: values[which] for name, values in vars(rows).items()})

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import nnls
+from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
+from hsae import clustering
 from hsae.clustering import ClusteringConfig, WardOnCentroids, fit_clusters, kmeans
 from hsae.clusters import (
     DICTIONARIES,
@@ -19,6 +21,7 @@ from hsae.clusters import (
     nonnegative_pursuit,
     split_signs,
 )
+from hsae.streams import Stream
 
 CONFIG = ClusteringConfig(fit_tokens=1000, max_iter=50)
 CPU = torch.device("cpu")
@@ -40,7 +43,12 @@ def blobs(n: int = 40) -> tuple[np.ndarray, np.ndarray]:
 
 def fit(method: str, x: np.ndarray, widths: tuple[int, int] = (20, 6), seed: int = 0) -> dict[str, torch.Tensor]:
     """Tensors of a fitted method."""
-    return fit_clusters(method, x, widths, CONFIG, seed)
+    return fit_clusters(method, x, widths, CONFIG, Stream(seed, "test"))
+
+
+def ward(x: np.ndarray) -> WardOnCentroids:
+    """Twenty clusters of k-means, merged to six."""
+    return WardOnCentroids(6, kmeans(20, 100, Stream(0, "test"))).fit(x)
 
 
 def fit_and_load(method: str, x: np.ndarray, widths: tuple[int, int] = (20, 6), l0: int = 3) -> Dictionary:
@@ -90,7 +98,7 @@ def test_well_separated_blobs_are_found(method: str):
 
 
 def test_wards_centres_are_the_means_of_their_members(points: np.ndarray):
-    fitted = WardOnCentroids(n_clusters=6, n_leaves=20).fit(points)
+    fitted = ward(points)
     assert sorted(set(fitted.labels_)) == list(range(6))
     for cluster in range(6):
         members = points[fitted.labels_ == cluster]
@@ -98,7 +106,7 @@ def test_wards_centres_are_the_means_of_their_members(points: np.ndarray):
 
 
 def test_wards_tree_has_one_merge_less_than_leaves_at_growing_distances(points: np.ndarray):
-    fitted = WardOnCentroids(n_clusters=6, n_leaves=20).fit(points)
+    fitted = ward(points)
     assert fitted.children_.shape == (19, 2)
     # Every node but the root is merged exactly once.
     assert sorted(fitted.children_.ravel()) == list(range(38))
@@ -106,7 +114,7 @@ def test_wards_tree_has_one_merge_less_than_leaves_at_growing_distances(points: 
 
 
 def test_cutting_wards_tree_gives_the_labels_of_the_leaves(points: np.ndarray):
-    fitted = WardOnCentroids(n_clusters=6, n_leaves=20).fit(points)
+    fitted = ward(points)
     groups = {leaf: {leaf} for leaf in range(20)}
     for node, (left, right) in enumerate(fitted.children_[: 20 - 6], start=20):
         groups[node] = groups.pop(left) | groups.pop(right)
@@ -123,17 +131,40 @@ def test_fits_repeat_for_a_seed_and_all_but_pca_differ_for_another(points: np.nd
     assert same == (method == "pca")
 
 
+def test_wards_leaves_are_the_clusters_of_k_means_and_what_starts_from_k_means_has_its_own(points: np.ndarray):
+    tensors = {method: fit(method, points) for method in ("kmeans", "ward", "minibatch_kmeans")}
+    assert torch.equal(tensors["ward"]["leaf_centers"], tensors["kmeans"]["leaf_centers"])
+    assert not torch.equal(tensors["minibatch_kmeans"]["leaf_centers"], tensors["kmeans"]["leaf_centers"])
+
+
+def test_everything_that_is_drawn_of_a_fit_has_a_stream_of_its_own(points: np.ndarray, monkeypatch: pytest.MonkeyPatch):
+    drawn: dict[str, list[Stream]] = {}
+
+    def noted(n_clusters: int, max_iter: int, stream: Stream) -> KMeans:
+        drawn.setdefault(method, []).append(stream)
+        return kmeans(n_clusters, max_iter, stream)
+
+    monkeypatch.setattr(clustering, "kmeans", noted)
+    for method in ("kmeans", "ward", "gmm", "nmf"):
+        fit(method, points)
+    leaves = Stream(0, "test/k-means")
+    assert drawn["kmeans"] == drawn["ward"] == [leaves]
+    assert drawn["gmm"] == [leaves, Stream(0, "test/mixture/start")]
+    assert drawn["nmf"] == [leaves, Stream(0, "test/parts/start")]
+
+
 def test_ward_cannot_have_more_clusters_than_leaves(points: np.ndarray):
     assert len(fit("ward", points, (5, 9))["centers"]) == 5
 
 
 def test_the_estimator_shows_scikit_learn_its_parameters():
-    estimator = WardOnCentroids(n_clusters=3, n_leaves=7, max_iter=5, random_state=2)
-    assert estimator.get_params() == {"n_clusters": 3, "n_leaves": 7, "max_iter": 5, "random_state": 2}
+    parameters = WardOnCentroids(3, kmeans(7, 5, Stream(2, "test"))).get_params()
+    expected = {"n_clusters": 3, "leaves__n_clusters": 7, "leaves__max_iter": 5}
+    assert {name: parameters[name] for name in expected} == expected
 
 
 def test_k_means_stops_after_the_given_iterations(points: np.ndarray):
-    assert kmeans(20, 3, 0).fit(points).n_iter_ == 3
+    assert kmeans(20, 3, Stream(0, "test")).fit(points).n_iter_ == 3
 
 
 def test_the_mixtures_tokens_belong_to_their_most_probable_component(points: np.ndarray):
@@ -171,7 +202,7 @@ def test_a_mixture_component_of_equal_rows_does_not_collapse():
 def test_the_mixture_explains_more_likely_what_em_has_fitted_for_longer(points: np.ndarray):
     def likelihood(max_iter: int) -> float:
         config = ClusteringConfig(fit_tokens=1000, max_iter=max_iter)
-        tensors = fit_clusters("gmm", points, (20, 6), config, seed=0)
+        tensors = fit_clusters("gmm", points, (20, 6), config, Stream(0, "test"))
         components = torch.distributions.Independent(
             torch.distributions.Normal(tensors["means"], tensors["variances"].sqrt()), 1
         )
@@ -282,7 +313,7 @@ def test_nmf_finds_the_parts_that_the_data_were_made_of():
     x = (weights @ parts).numpy()
     # As k-means, it depends on the rows that it starts from.
     config = ClusteringConfig(fit_tokens=400, max_iter=1000)
-    fits = [load("nmf", fit_clusters("nmf", x, (4, 4), config, seed), (4, 4), CPU) for seed in range(5)]
+    fits = [load("nmf", fit_clusters("nmf", x, (4, 4), config, Stream(seed, "test")), (4, 4), CPU) for seed in range(5)]
     errors = [error(fitted, x) / np.square(x).sum() for fitted in fits]
     assert min(errors) < 0.01
 
@@ -291,7 +322,9 @@ def test_nmf_fits_better_the_longer_it_is_fitted(points: np.ndarray):
     errors = []
     for max_iter in (5, 250):
         config = ClusteringConfig(fit_tokens=1000, max_iter=max_iter)
-        errors.append(error(load("nmf", fit_clusters("nmf", points, (20, 8), config, seed=0), (8, 8), CPU), points))
+        errors.append(
+            error(load("nmf", fit_clusters("nmf", points, (20, 8), config, Stream(0, "test")), (8, 8), CPU), points)
+        )
     assert errors[1] < 0.9 * errors[0]
 
 
@@ -327,7 +360,7 @@ def test_clusterings_have_one_active_latent_a_token_whatever_l0_is(points: np.nd
 def test_every_method_fits_the_size_of_a_level_in_single_precision_and_one_batch_of_many(method: str, latents: int):
     generator = np.random.default_rng(0)
     x = (generator.standard_t(4, size=(512, 16)) @ generator.normal(size=(16, 16)) / 6).astype(np.float32)
-    tensors = fit_clusters(method, x, (128, 32), ClusteringConfig(fit_tokens=512, max_iter=5), seed=0)
+    tensors = fit_clusters(method, x, (128, 32), ClusteringConfig(fit_tokens=512, max_iter=5), Stream(0, "test"))
     dictionary = load(method, tensors, (20, 20), CPU)
     codes, x_hat = dictionary.reconstruct(torch.from_numpy(x))
     assert codes.shape == (512, latents)
@@ -364,7 +397,9 @@ def test_an_l0_of_nothing_is_refused(points: np.ndarray):
 @pytest.mark.parametrize("method", ["gmm", "nmf"])
 def test_slow_methods_make_a_fifth_of_the_passes_and_at_least_one(points: np.ndarray, method: str):
     def tensors(max_iter: int) -> dict[str, torch.Tensor]:
-        return fit_clusters(method, points, (20, 6), ClusteringConfig(fit_tokens=1000, max_iter=max_iter), seed=0)
+        return fit_clusters(
+            method, points, (20, 6), ClusteringConfig(fit_tokens=1000, max_iter=max_iter), Stream(0, "test")
+        )
 
     once, five, nine, ten = (tensors(max_iter) for max_iter in (1, 5, 9, 10))
     for name, tensor in once.items():

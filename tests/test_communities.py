@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from hsae.communities import communities, modularity, neighbour_graph
+from hsae.streams import Stream
 
 
 def test_a_latent_is_joined_with_its_nearest_neighbours_and_with_those_who_chose_it():
@@ -33,4 +34,4 @@ def test_modularity_by_hand():
 def test_communities_are_the_cliques_the_largest_first():
     graph = two_triangles()
     graph.add_edges_from([(6, node) for node in (1, 3, 5)])
-    assert communities(graph, seed=0).tolist() == [1, 0, 1, 0, 1, 0, 0]
+    assert communities(graph, Stream(0, "test")).tolist() == [1, 0, 1, 0, 1, 0, 0]

@@ -4,8 +4,10 @@ import torch
 
 from hsae import context_bootstrap
 from hsae.context_bootstrap import Run, intervals, metrics, read
+from hsae.streams import Stream
 
 N = 400
+STREAM = Stream(0, "test")
 
 
 def run(seed: int, better_by: float = 0.0) -> Run:
@@ -37,7 +39,7 @@ def test_metrics_of_all_contexts_by_hand():
 
 def test_the_interval_of_a_mean_is_as_wide_as_its_standard_error_says():
     runs = [run(0)]
-    (row,) = intervals(runs, {"hsae/level1": "flat/topk"}, seed=0).query("metric == 'l0'").to_dict("records")
+    (row,) = intervals(runs, {"hsae/level1": "flat/topk"}, STREAM).query("metric == 'l0'").to_dict("records")
     active = runs[0].methods["hsae/level1"]["active"] / 10
     error = active.std(ddof=1) / np.sqrt(N)
     assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * error, rel=0.1)
@@ -45,7 +47,7 @@ def test_the_interval_of_a_mean_is_as_wide_as_its_standard_error_says():
 
 
 def test_methods_are_paired_by_context():
-    table = intervals([run(0, better_by=0.05)], {"hsae/level1": "flat/topk", "flat/topk": "flat/topk"}, seed=0)
+    table = intervals([run(1, better_by=0.05)], {"hsae/level1": "flat/topk", "flat/topk": "flat/topk"}, STREAM)
     rows = table.set_index(["method", "metric"])
     ours = rows.loc[("hsae/level1", "ce_recovered_mean")]
     # .05 of a mean range of 40 nats: seen only because both have the same contexts.
@@ -56,11 +58,11 @@ def test_methods_are_paired_by_context():
 
 def test_the_mean_over_seeds_is_taken_draw_by_draw():
     one, two = run(0, 0.0), run(1, 1.0)
-    both = intervals([one, two], {"hsae/level1": "flat/topk"}, seed=0).set_index("metric")
-    alone = [intervals([r], {"hsae/level1": "flat/topk"}, seed=0).set_index("metric") for r in (one, two)]
+    both = intervals([one, two], {"hsae/level1": "flat/topk"}, STREAM).set_index("metric")
+    alone = [intervals([r], {"hsae/level1": "flat/topk"}, STREAM).set_index("metric") for r in (one, two)]
     middle = [table.loc["ce_recovered_mean", ["difference_low", "difference_high"]].mean() for table in (both, *alone)]
     assert middle[0] == pytest.approx((middle[1] + middle[2]) / 2, abs=2e-4)
-    assert both.equals(intervals([one, two], {"hsae/level1": "flat/topk"}, seed=0).set_index("metric"))
+    assert both.equals(intervals([one, two], {"hsae/level1": "flat/topk"}, STREAM).set_index("metric"))
 
 
 def test_runs_on_other_contexts_are_refused():
@@ -68,7 +70,7 @@ def test_runs_on_other_contexts_are_refused():
     methods = {method: {name: sums[:9] for name, sums in own.items()} for method, own in long.methods.items()}
     short = Run({name: sums[:9] for name, sums in long.shared.items()}, methods)
     with pytest.raises(ValueError, match="different numbers of contexts"):
-        intervals([long, short], {"hsae/level1": "flat/topk"}, seed=0)
+        intervals([long, short], {"hsae/level1": "flat/topk"}, STREAM)
 
 
 def test_a_commit_is_read_from_both_files(monkeypatch: pytest.MonkeyPatch):
@@ -78,7 +80,7 @@ def test_a_commit_is_read_from_both_files(monkeypatch: pytest.MonkeyPatch):
     }
     monkeypatch.setattr(
         context_bootstrap, "read_tensors",
-        lambda commit, path: {commit + key: torch.tensor([value]) for key, value in files[path].items()},
+        lambda commit, path: ({commit + key: torch.tensor([value]) for key, value in files[path].items()}, None),
     )  # fmt: skip
     found = read("")
     assert found.shared == {"ce_clean": np.array([1.0])}

@@ -203,9 +203,9 @@ def test_headlines_of_a_model_are_numbers_and_a_dead_level_2_has_none(store: Sto
     model = controls.train(store, TRAINING, False, STREAM)
     offsets = store.activations.offsets.long()
     text = Text(corpus_tokens[offsets].numpy(), corpus_tokens[offsets + 1].numpy(), "abc.\n")
-    probe = ProbeConfig(1, 10, [0.1], [0.1], 0.2, 10, 0)
+    probe = ProbeConfig(1, 10, [0.1], [0.1], 0.2, 10)
     information = InformationConfig(240, 2, 2, 10, 2, 0.01, [1], probe)
-    clustering = FeatureClusteringConfig(240, 2, 0.5, 3, 2, 2, 2, 0)
+    clustering = FeatureClusteringConfig(240, 2, 0.5, 3, 2, 2, 2)
     choose = replace(store, activations=replace(store.activations, offsets=store.activations.offsets + 1000))
     found = controls.measure(model, choose, store, text, information, clustering, STREAM)
     assert found["n_tokens"] == 240

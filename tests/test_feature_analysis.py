@@ -6,29 +6,37 @@ import pandas as pd
 import pytest
 
 from hsae import feature_clustering
-from hsae.feature_analysis import agreement_frame, analyse, detail_frame, differences, headline, latent_frame
+from hsae.feature_analysis import (
+    agreement_frame,
+    analyse,
+    detail_frame,
+    differences,
+    headline,
+    latent_frame,
+    taxonomy_ami,
+)  # fmt: skip
 from hsae.feature_clustering import Features, flat_features, hsae_features
 from hsae.files import read_json, write_json
 from hsae.latent_classes import LABELLINGS
-from tests.test_feature_clustering import CONFIG, N_LATENTS, decoders, planted
+from tests.test_feature_clustering import CONFIG, N_LATENTS, STREAM, decoders, planted
 
 
 @pytest.fixture(scope="module")
 def hsae() -> Features:
     acts, _, groups = planted()
     parents = {"decoder": groups, "coactivation": np.random.default_rng(0).permutation(groups)}
-    return hsae_features((acts, acts), *decoders(), parents, CONFIG)
+    return hsae_features((acts, acts), *decoders(), parents, CONFIG, STREAM)
 
 
 @pytest.fixture(scope="module")
 def flat() -> Features:
     acts, _, _ = planted()
-    return flat_features((acts, acts), decoders()[0], 6, CONFIG)
+    return flat_features((acts, acts), decoders()[0], 6, CONFIG, STREAM)
 
 
 @pytest.fixture(scope="module")
 def analysis(hsae: Features) -> dict[str, Any]:
-    return analyse(hsae, planted()[1], CONFIG)
+    return analyse(hsae, planted()[1], CONFIG, STREAM)
 
 
 def leaves(record: object) -> list[object]:
@@ -37,7 +45,7 @@ def leaves(record: object) -> list[object]:
 
 def test_an_analysis_can_be_written_and_repeats(analysis: dict[str, Any], hsae: Features, tmp_path: Path):
     write_json(tmp_path / "analysis.json", analysis)
-    assert read_json(tmp_path / "analysis.json") == analysis == analyse(hsae, planted()[1], CONFIG)
+    assert read_json(tmp_path / "analysis.json") == analysis == analyse(hsae, planted()[1], CONFIG, STREAM)
 
 
 def test_it_says_how_many_latents_count(analysis: dict[str, Any]):
@@ -98,7 +106,7 @@ def test_the_headline_is_the_analysis_number(analysis: dict[str, Any]):
 
 @pytest.fixture(scope="module")
 def compared(hsae: Features, flat: Features) -> pd.DataFrame:
-    return differences(hsae, flat, planted()[1], CONFIG)
+    return differences(hsae, flat, planted()[1], CONFIG, STREAM)
 
 
 def row(compared: pd.DataFrame, level2: str, flat: str, definition: str, labelling: str) -> dict[str, float]:
@@ -109,7 +117,7 @@ def row(compared: pd.DataFrame, level2: str, flat: str, definition: str, labelli
 def test_differences_are_of_every_two_amis_with_an_interval_around(
     compared: pd.DataFrame, hsae: Features, flat: Features
 ):
-    pd.testing.assert_frame_equal(compared, differences(hsae, flat, planted()[1], CONFIG))
+    pd.testing.assert_frame_equal(compared, differences(hsae, flat, planted()[1], CONFIG, STREAM))
     assert len(compared) == 2 * 2 * 4 * len(LABELLINGS)
     found = row(compared, "level2_by_decoder", "flat_by_decoder", "main", "current_character")
     assert found["level2_ami"] == pytest.approx(1)
@@ -134,12 +142,14 @@ def test_the_trees_are_cut_at_as_many_clusters_as_there_are_classes(compared: pd
 
 
 def test_the_headline_is_short_and_holds_numbers_of_the_analyses(
-    analysis: dict[str, Any], flat: Features, compared: pd.DataFrame, tmp_path: Path
+    analysis: dict[str, Any], hsae: Features, flat: Features, compared: pd.DataFrame, tmp_path: Path
 ):
-    analyses = {"hsae": analysis, "flat": analyse(flat, planted()[1], CONFIG)}
-    found = headline(analyses, compared)
+    analyses = {"hsae": analysis, "flat": analyse(flat, planted()[1], CONFIG, STREAM)}
+    chance = taxonomy_ami({"hsae": hsae, "flat": flat}, planted()[1], CONFIG)
+    found = headline(analyses, compared, chance)
     write_json(tmp_path / "headline.json", found)
-    assert len(leaves(found)) <= 80
+    assert len(leaves(found)) <= 88
+    assert found["taxonomy_untrained"] == found["taxonomy"], "the same models here"
     assert found["taxonomy"]["level2_by_decoder"]["current_character"] == pytest.approx(1)
     assert found["taxonomy"]["level2_by_decoder"]["next_character"] is None
     pair = found["differences"]["level2_by_coactivation_less_flat_by_coactivation"]["current_character"]
@@ -181,7 +191,7 @@ def test_the_frame_of_agreement_has_every_number_once_each_way(analysis: dict[st
 
 
 def test_the_frame_of_latents_names_groups_and_classes(hsae: Features):
-    frame = latent_frame(hsae, planted()[1], CONFIG)
+    frame = latent_frame(hsae, planted()[1], CONFIG, STREAM)
     assert list(frame) == ["x", "y", "group", "community", "current", "next"]
     assert frame["group"].value_counts().to_dict() == {
         "1 (7 latents)": 7, "2 (7 latents)": 7, "3 (6 latents)": 6, "other": 18

@@ -16,10 +16,12 @@ from hsae.feature_clustering import (
     parent_groups,
 )
 from hsae.latent_classes import LABELLINGS, Text
+from hsae.streams import Stream
 
 CONFIG = FeatureClusteringConfig(
-    n_tokens=600, min_active=5, min_share=0.5, n_neighbors=3, n_null=5, n_resamples=10, groups_shown=3, seed=0
+    n_tokens=600, min_active=5, min_share=0.5, n_neighbors=3, n_null=5, n_resamples=10, groups_shown=3
 )
+STREAM = Stream(0, "test")
 ALPHABET = "\n aBc."
 N_LATENTS, D_IN, N_PARENTS = 40, 8, 7
 
@@ -49,7 +51,9 @@ def decoders() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def hsae() -> Features:
     acts, _, groups = planted()
-    return hsae_features((acts, acts), *decoders(), {"decoder": groups, "coactivation": groups[::-1].copy()}, CONFIG)
+    return hsae_features(
+        (acts, acts), *decoders(), {"decoder": groups, "coactivation": groups[::-1].copy()}, CONFIG, STREAM
+    )
 
 
 def test_only_latents_that_are_active_often_enough_live():
@@ -92,7 +96,7 @@ def test_the_tree_of_groups_joins_parents_by_the_children_that_they_share():
     W_dec1, W_dec2 = decoders()
     W_dec2[1] += 0.5 * W_dec2[4]
     W_dec2[5] += 0.5 * W_dec2[2]
-    tree = hsae_features((acts, acts), W_dec1, W_dec2, {"decoder": groups}, CONFIG).trees["groups_decoder"]
+    tree = hsae_features((acts, acts), W_dec1, W_dec2, {"decoder": groups}, CONFIG, STREAM).trees["groups_decoder"]
     four = tree.cut(4)
     assert four[1] == four[4]
     assert four[5] == four[2]
@@ -103,7 +107,7 @@ def test_clusterings_and_classes_come_from_different_tokens(hsae: Features):
     acts, _, groups = planted()
     other = acts[::-1]
     parents = {"decoder": groups, "coactivation": groups[::-1].copy()}
-    found = hsae_features((acts, other), *decoders(), parents, CONFIG)
+    found = hsae_features((acts, other), *decoders(), parents, CONFIG, STREAM)
     for name, labels in found.partitions.items():
         np.testing.assert_array_equal(labels, hsae.partitions[name])
     np.testing.assert_array_equal(found.phi, hsae.phi)
@@ -113,7 +117,7 @@ def test_clusterings_and_classes_come_from_different_tokens(hsae: Features):
 def test_an_orphan_stands_in_the_tree_for_itself():
     acts, _, groups = planted()
     groups = np.where(np.arange(N_LATENTS) == 3, -1, groups)
-    features = hsae_features((acts, acts), *decoders(), {"decoder": groups}, CONFIG)
+    features = hsae_features((acts, acts), *decoders(), {"decoder": groups}, CONFIG, STREAM)
     labels = features.partitions["groups_decoder"]
     assert (labels == labels[3]).sum() == 1
     distances = features.trees["groups_decoder"].distances
@@ -147,8 +151,8 @@ def test_an_embedding_is_repeatable_and_keeps_neighbours_together():
     rng = np.random.default_rng(0)
     centers = rng.standard_normal((2, 10)) * 5
     directions = np.concatenate([center + rng.standard_normal((30, 10)) for center in centers])
-    places = embed(directions, 0)
-    np.testing.assert_array_equal(places, embed(directions, 0))
+    places = embed(directions, STREAM)
+    np.testing.assert_array_equal(places, embed(directions, STREAM))
     within = np.linalg.norm(places[:30] - places[:30].mean(0), axis=1).mean()
     assert np.linalg.norm(places[:30].mean(0) - places[30:].mean(0)) > 2 * within
 
@@ -156,7 +160,7 @@ def test_an_embedding_is_repeatable_and_keeps_neighbours_together():
 def test_fewer_than_two_living_latents_are_refused():
     acts, _, _ = planted()
     with pytest.raises(ValueError, match="`the number of living latents` must be at least 2; not 0"):
-        flat_features((acts, acts), decoders()[0], 6, replace(CONFIG, min_active=601))
+        flat_features((acts, acts), decoders()[0], 6, replace(CONFIG, min_active=601), STREAM)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
 import numpy as np
 import pandas as pd
+import pytest
 
 from hsae import feature_plots
 
 
 def measure(method: str, concept: str, name: str, value: float, null: float = np.nan) -> dict[str, object]:
     low, high = value - 0.1, value + 0.05
-    return {
-        "method": method, "concept": concept, "measure": name, "value": value, "low": low, "high": high, "null": null
-    }  # fmt: skip
+    row = {"method": method, "concept": concept, "measure": name, "value": value, "low": low, "high": high}
+    return {**row, "null": null, "untrained": value - 0.3 if method == "own" else np.nan}
 
 
 def absorption_rows() -> pd.DataFrame:
@@ -27,7 +27,9 @@ def test_absorption_has_a_panel_per_measure_and_concept_and_a_row_per_method_in_
     assert [axes.get_xlabel() for axes in figure.axes[::2]] == [*feature_plots.LABELS.values()]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["own", "a rival"]
     assert figure.axes[0].yaxis_inverted()
-    bars, dots, nulls = figure.axes[1].collections
+    bars, untrained, dots, nulls = figure.axes[1].collections
+    assert np.ma.filled(untrained.get_offsets(), np.nan)[0].tolist() == pytest.approx([0.4, 0])
+    assert np.isnan(np.ma.filled(untrained.get_offsets(), np.nan)[1, 0]), "a rival has no such row"
     assert np.asarray(dots.get_offsets()).tolist() == [[0.7, 0], [0.8, 1]]
     assert np.asarray(nulls.get_offsets()).tolist() == [[0.2, 0], [0.2, 1]]
     segments = [np.asarray(path.vertices)[:, 0] for path in bars.get_paths()]

@@ -3,9 +3,10 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.sparse import csc_array
 
-from hsae import feature_plots
+from hsae import feature_plots, interpretability_proxy, untrained
 from hsae.interpretability_proxy import (
     Part,
     ProxyConfig,
@@ -18,7 +19,9 @@ from hsae.interpretability_proxy import (
     text_of,
 )
 from hsae.sparse_probing import f1
+from hsae.streams import Stream
 
+STREAM = Stream(0, "test")
 ALPHABET = "abc"
 CONFIG = ProxyConfig(fit_tokens=10, score_tokens=10, longest=2, ngrams=2, min_active=3, trials=50, snippet_chars=4)
 
@@ -110,16 +113,16 @@ def test_latents_are_scored_on_other_text_beside_a_null():
         for text in texts
     ]
     fit, test = (part(text, active) for text, active in zip(texts, actives, strict=True))
-    table = score(fit, test, CONFIG, ALPHABET, seed=0)
+    table = score(fit, test, CONFIG, ALPHABET, STREAM)
     assert table["latent"].tolist() == [0, 1], "the last one is active on one token only"
     first, second = table.to_dict("records")
     assert (first["proxy_f1"], first["rule"], first["length"]) == (1, '["b"]', 1)
     assert first["density"] == pytest.approx(texts[1].count("b") / 500)
     assert first["proxy_f1_null"] < 0.75
     assert second["proxy_f1"] == pytest.approx(second["proxy_f1_null"], abs=0.2)
-    pd.testing.assert_frame_equal(table, score(fit, test, CONFIG, ALPHABET, seed=0))
+    pd.testing.assert_frame_equal(table, score(fit, test, CONFIG, ALPHABET, STREAM))
     frame = pd.concat([table.assign(method="ours"), table.assign(method="theirs")], ignore_index=True)
-    summary = summarize(frame)
+    summary = summarize(frame, STREAM)
     assert {*summary} == {"ours", "theirs"}
     assert summary["ours"]["proxy_f1"]["mean"] == pytest.approx((1 + second["proxy_f1"]) / 2)
     assert sum(summary["ours"]["length"].values()) == pytest.approx(1)
@@ -145,3 +148,36 @@ def test_snippets_of_what_is_equally_active_come_from_everywhere():
     # With the first tenth alone no rule would ever fire on a snippet: .2.
     assert found is not None
     assert found > 0.25
+
+
+def test_which_latents_are_scored_is_decided_without_the_text_that_scores_them():
+    silent_later, silent_before = [c == "b" for c in "abcb" * 20], [False] * 80
+    fit, test = part("abcb" * 20, [silent_later, silent_before]), part("abcb" * 20, [silent_before, silent_later])
+    table = score(fit, test, CONFIG, ALPHABET, STREAM)
+    assert table["latent"].tolist() == [0]
+    assert table[["proxy_f1", "density"]].to_numpy().tolist() == [[0, 0]]
+    assert np.isnan(table["proxy_intruder"].to_numpy(float)).all()
+
+
+def test_an_untrained_dictionary_is_no_better_described_than_its_null_where_its_inputs_know_no_text():
+    generator = np.random.default_rng(3)
+    text = "".join(generator.choice(list(ALPHABET), 4000))
+    x = torch.randn(4000, 12, generator=torch.Generator().manual_seed(0))
+    acts = untrained.flat("topk", 30, 3, x, STREAM).encode(x)
+    fit, test = (part(text[half], (acts[half] > 0).T.tolist()) for half in (slice(2000), slice(2000, 4000)))
+    table = score(fit, test, CONFIG, ALPHABET, STREAM)
+    assert len(table) == 30
+    f1s, nulls, found = table[["proxy_f1", "proxy_f1_null", "proxy_intruder"]].to_numpy(float).mean(0)
+    assert f1s == pytest.approx(nulls, abs=0.02)
+    assert found == pytest.approx(0.2, abs=0.03)
+
+
+def test_every_interval_is_drawn_from_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    drawn: list[Stream] = []
+    monkeypatch.setattr(
+        interpretability_proxy, "bootstrap_interval", lambda _, stream: drawn.append(stream) or (0.0, 0.0)
+    )
+    rows = {"length": [1, 2], "proxy_f1": [0.5, 0.6], "proxy_f1_null": [0.1, 0.2], "proxy_intruder": [0.2, 0.4]}
+    frame = pd.concat([pd.DataFrame(rows).assign(method=method) for method in ("ours", "theirs")])
+    summarize(frame, STREAM)
+    assert len({stream.number for stream in drawn}) == len(drawn) == 6

@@ -8,9 +8,12 @@ import pytest
 import torch
 from scipy import stats
 
+from hsae import untrained
 from hsae.probes import Probe, ProbeConfig, bounds, compare, fit_probe, nested
+from hsae.streams import Stream
 
-CONFIG = ProbeConfig(epochs=12, batch_size=256, lr=[0.05], weight_decay=[0.0], held_out=0.25, resamples=200, seed=0)
+STREAM = Stream(2, "test")
+CONFIG = ProbeConfig(epochs=12, batch_size=256, lr=[0.05], weight_decay=[0.0], held_out=0.25, resamples=200)
 
 
 def channel(n: int, flip: float, seed: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -24,7 +27,7 @@ def channel(n: int, flip: float, seed: int) -> tuple[torch.Tensor, np.ndarray]:
 @pytest.mark.parametrize("flip", [0.05, 0.3])
 def test_the_bound_of_a_noisy_channel_is_its_information(flip: float):
     (x_train, y_train), (x_test, y_test) = channel(20_000, flip, seed=0), channel(40_000, flip, seed=1)
-    found = compare(x_train, x_test, y_train, y_test, ["class"], 10, CONFIG).iloc[0]
+    found = compare(x_train, x_test, y_train, y_test, ["class"], 10, CONFIG, STREAM).iloc[0]
     expected = np.log(4) - stats.entropy([1 - flip, flip / 3, flip / 3, flip / 3])
     assert found["bound"] == pytest.approx(expected, rel=0.02)
     assert found["low"] < found["bound"] < found["high"]
@@ -35,15 +38,34 @@ def test_inputs_that_tell_nothing_are_not_said_to_tell_something():
     x_train, x_test = torch.randn(4000, 20), torch.randn(4000, 20)
     generator = np.random.default_rng(0)
     y_train, y_test = (generator.integers(0, 3, (4000, 1)).astype(np.int8) for _ in range(2))
-    assert -0.05 < compare(x_train, x_test, y_train, y_test, ["noise"], 10, CONFIG)["bound"].item() < 0.005
+    assert -0.05 < compare(x_train, x_test, y_train, y_test, ["noise"], 10, CONFIG, STREAM)["bound"].item() < 0.005
+
+
+def test_an_untrained_dictionary_tells_nothing_of_what_its_inputs_do_not_know():
+    x_train, x_test = (torch.randn(4000, 12, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    model = untrained.flat("topk", 40, 4, x_train, STREAM)
+    generator = np.random.default_rng(0)
+    y_train, y_test = (generator.integers(0, 3, (4000, 1)).astype(np.int8) for _ in range(2))
+    found = compare(model.encode(x_train), model.encode(x_test), y_train, y_test, ["noise"], 10, CONFIG, STREAM)
+    assert -0.05 < found["bound"].item() < 0.005
+
+
+def test_representations_and_labels_are_compared_on_the_same_draws_of_contexts():
+    generator = np.random.default_rng(0)
+    losses, labels = np.repeat(generator.random((800, 1)), 2, 1), np.repeat(generator.integers(2, size=(800, 1)), 2, 1)
+    found, again = (bounds(losses, labels, ["a", "b"], 8, 300, STREAM) for _ in range(2))
+    pd.testing.assert_frame_equal(found, again, check_exact=True)
+    other = bounds(losses, labels, ["a", "b"], 8, 300, STREAM.of("other"))
+    low, other_low = (frame["low"].tolist() for frame in (found, other))
+    assert low[0] == low[1] != other_low[0]
 
 
 def test_labels_share_nothing():
     x, y = channel(1000, 0.2, seed=0)
     labels = torch.from_numpy(y).long()
     other = (labels + torch.arange(1000)[:, None] % 2) % 2
-    alone, _ = fit_probe(x, labels, [4], CONFIG)
-    both, _ = fit_probe(x, torch.cat([other, labels], 1), [2, 4], CONFIG)
+    alone, _ = fit_probe(x, labels, [4], CONFIG, STREAM)
+    both, _ = fit_probe(x, torch.cat([other, labels], 1), [2, 4], CONFIG, STREAM)
     torch.testing.assert_close(
         both.cross_entropies(x, torch.cat([other, labels], 1))[..., 1:], alone.cross_entropies(x, labels)
     )
@@ -54,7 +76,7 @@ def test_the_unit_of_an_input_does_not_matter_and_a_silent_one_does_no_harm():
     x, labels = torch.cat([x, torch.zeros(1000, 1)], 1), torch.from_numpy(y).long()
     units = torch.tensor([1.0, 8.0, 0.25, 1024.0, 1.0])
     found, other = (
-        fit_probe(inputs, labels, [4], CONFIG)[0].cross_entropies(inputs, labels) for inputs in (x, x * units)
+        fit_probe(inputs, labels, [4], CONFIG, STREAM)[0].cross_entropies(inputs, labels) for inputs in (x, x * units)
     )
     torch.testing.assert_close(found, other)
 
@@ -62,18 +84,18 @@ def test_the_unit_of_an_input_does_not_matter_and_a_silent_one_does_no_harm():
 def test_training_repeats_to_the_bit_and_its_last_tokens_are_not_fitted():
     x, y = channel(1000, 0.2, seed=0)
     labels = torch.from_numpy(y).long()
-    first, again = (fit_probe(x, labels, [4], replace(CONFIG, epochs=1))[0] for _ in range(2))
+    first, again = (fit_probe(x, labels, [4], replace(CONFIG, epochs=1), STREAM)[0] for _ in range(2))
     torch.testing.assert_close(first.weight, again.weight, rtol=0, atol=0)
     changed = labels.clone()
     changed[750:] = (changed[750:] + 1) % 4
-    one_epoch, _ = fit_probe(x, changed, [4], replace(CONFIG, epochs=1))
+    one_epoch, _ = fit_probe(x, changed, [4], replace(CONFIG, epochs=1), STREAM)
     torch.testing.assert_close(one_epoch.weight, first.weight, rtol=0, atol=0)
 
 
 def test_the_epoch_with_the_lowest_held_out_cross_entropy_is_kept():
     generator = torch.Generator().manual_seed(0)
     x, labels = torch.randn(120, 60, generator=generator), torch.randint(2, (120, 1), generator=generator)
-    probe, (choice,) = fit_probe(x, labels, [2], replace(CONFIG, epochs=100))
+    probe, (choice,) = fit_probe(x, labels, [2], replace(CONFIG, epochs=100), STREAM)
     # It could fit 90 labels by 60 numbers; so it must have stopped long before.
     assert probe.cross_entropies(x[:90], labels[:90]).mean() > 0.3
     assert probe.cross_entropies(x[90:], labels[90:]).mean().item() == pytest.approx(choice.held_out)
@@ -83,7 +105,7 @@ def test_the_epoch_with_the_lowest_held_out_cross_entropy_is_kept():
 
 def test_training_starts_from_the_frequencies_of_the_labels():
     x, labels = torch.randn(100, 3), (torch.arange(100) % 5 == 0).long()[:, None]
-    probe, _ = fit_probe(x, labels, [2], replace(CONFIG, epochs=1, lr=[1e-9]))
+    probe, _ = fit_probe(x, labels, [2], replace(CONFIG, epochs=1, lr=[1e-9]), STREAM)
     expected = stats.entropy([0.2, 0.8])
     assert probe.cross_entropies(x, labels).mean().item() == pytest.approx(expected, abs=1e-5)
 
@@ -91,14 +113,14 @@ def test_training_starts_from_the_frequencies_of_the_labels():
 def test_a_label_is_fitted_at_the_rate_and_decay_that_suit_it():
     x, y = channel(2000, 0.1, seed=0)
     labels = torch.from_numpy(y).long()
-    slow, fast = (fit_probe(x, labels, [4], replace(CONFIG, lr=[lr]))[0] for lr in (1e-4, 0.1))
+    slow, fast = (fit_probe(x, labels, [4], replace(CONFIG, lr=[lr]), STREAM)[0] for lr in (1e-4, 0.1))
     both = replace(CONFIG, lr=[1e-4, 0.1], weight_decay=[0.0, 10.0])
-    either, (choice,) = fit_probe(x, labels, [4], both)
+    either, (choice,) = fit_probe(x, labels, [4], both, STREAM)
     assert slow.cross_entropies(x, labels).mean() > 2 * fast.cross_entropies(x, labels).mean()
     assert (choice.lr, choice.weight_decay) == (0.1, 0.0)
     torch.testing.assert_close(either.weight, fast.weight)
     reverse = replace(CONFIG, lr=[1e-4, 0.1], weight_decay=[10.0, 0.0])
-    assert fit_probe(x, labels, [4], reverse)[1][0].weight_decay == 0.0
+    assert fit_probe(x, labels, [4], reverse, STREAM)[1][0].weight_decay == 0.0
 
 
 def test_gradients_are_autograds_of_every_setting():
@@ -124,7 +146,7 @@ def test_a_probe_of_clusters_comes_as_near_to_the_label_as_their_table_of_freque
     clusters = generator.choice(50, 16_000, p=generator.dirichlet(np.ones(50)))
     classes = (p[clusters].cumsum(1) > generator.random((16_000, 1))).argmax(1)
     config = replace(CONFIG, epochs=3, lr=[0.01, 0.04, 0.16, 0.64, 2.56], weight_decay=[0.01, 0.1])
-    _, (choice,) = fit_probe(torch.eye(50)[clusters], torch.from_numpy(classes)[:, None], [8], config)
+    _, (choice,) = fit_probe(torch.eye(50)[clusters], torch.from_numpy(classes)[:, None], [8], config, STREAM)
     fit, held_out = slice(0, 12_000), slice(12_000, None)
     counts = np.bincount(clusters[fit] * 8 + classes[fit], minlength=400).reshape(50, 8)
     overall = counts.sum(0) / counts.sum()
@@ -138,7 +160,7 @@ def test_bounds_worked_out_by_hand():
     # Two contexts of two tokens; H(Y) = log 2 for the first label and 0 for the second.
     losses = np.array([[0.1, 0.0], [0.3, 0.0], [0.5, 0.0], [0.7, 0.0]])
     labels = np.array([[0, 0], [1, 0], [0, 0], [1, 0]])
-    found = bounds(losses, labels, ["a", "b"], context=2, resamples=400, seed=0)
+    found = bounds(losses, labels, ["a", "b"], context=2, resamples=400, stream=STREAM)
     assert found["label"].tolist() == ["a", "b"]
     assert found["entropy"].tolist() == pytest.approx([np.log(2), 0])
     assert found["bound"].tolist() == pytest.approx([np.log(2) - 0.4, 0])
@@ -152,7 +174,7 @@ def test_an_interval_of_whole_contexts_is_wider_than_that_of_single_tokens():
     losses = np.repeat(np.random.default_rng(0).random(100), 16)[:, None]
     labels = np.tile([0, 1], 800)[:, None]
     widths = [
-        np.ptp(bounds(losses, labels, ["a"], context, 500, seed=0)[["low", "high"]].to_numpy()) for context in (16, 1)
+        np.ptp(bounds(losses, labels, ["a"], context, 500, STREAM)[["low", "high"]].to_numpy()) for context in (16, 1)
     ]
     assert widths[0] == pytest.approx(2 * 1.96 * losses.std() / 10, rel=0.15)
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.2)
@@ -160,12 +182,12 @@ def test_an_interval_of_whole_contexts_is_wider_than_that_of_single_tokens():
 
 def test_tokens_that_are_not_whole_contexts_are_refused():
     with pytest.raises(ValueError, match=r"`tokens` must be a multiple of the context \(=3\); not 4."):
-        bounds(np.ones((4, 1)), np.ones((4, 1), int), ["a"], 3, 10, seed=0)
+        bounds(np.ones((4, 1)), np.ones((4, 1), int), ["a"], 3, 10, STREAM)
 
 
 def test_too_few_tokens_to_hold_some_out_are_refused():
     with pytest.raises(ValueError, match=r"`tokens` must be enough to fit on some and hold out others; not 1."):
-        fit_probe(torch.ones(1, 2), torch.zeros(1, 1, dtype=torch.long), [2], CONFIG)
+        fit_probe(torch.ones(1, 2), torch.zeros(1, 1, dtype=torch.long), [2], CONFIG, STREAM)
 
 
 def test_the_numbers_of_a_label_that_never_varies_can_be_written():

@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from hsae import seed_models
+from hsae.activations import Activations, Normalizer, Store
+from hsae.files import write_tensors
 from hsae.hierarchical import HierarchicalSAE
 from hsae.sae import SAE
 from hsae.seed_models import directions, read_models
@@ -25,19 +26,19 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     for name, value in made.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(made.path)
-    for name in ("hsae", "topk"):
-        command = ["--name", name, "--deps", "seed", "--outs", f"models/{name}.safetensors"]
-        if name == "hsae":
-            made.run("git", "init", "--quiet")
-            made.run("dvc", "init", "--quiet")
-            Path("seed").write_text("0")
+    made.run("git", "init", "--quiet")
+    made.run("dvc", "init", "--quiet")
+    Path("seed").write_text("0")
+    val().write(tmp_path / "val.0")
+    for name, path in (("hsae", PATHS["HSAE"]), ("topk", PATHS["topk"]), ("val", seed_models.VALIDATION)):
+        command = ["--name", name, "--deps", "seed", "--outs", path]
         made.run(
             "dvc",
             "stage",
             "add",
             "--quiet",
             *command,
-            f"mkdir -p models; cp ../{name}.$(cat seed) models/{name}.safetensors",
+            f"mkdir -p $(dirname {path}); cp ../{name}.$(cat seed) {path}",
         )
     return made
 
@@ -45,8 +46,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 def hsae(seed: int) -> HierarchicalSAE:
     torch.manual_seed(seed)
     model = HierarchicalSAE(SAE(4, 6), SAE(6, 3, nonnegative=True))
-    model.level2.idle_tokens[1] = seed_models.IDLE_TOKENS
+    with torch.no_grad():
+        model.level2.b_enc[1] = -1e6
     return model
+
+
+def val() -> Store:
+    """Tokens on which every latent but that one is active somewhere."""
+    x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    offsets, positions, documents = (torch.arange(300) for _ in range(3))
+    return Store(Activations(x, offsets, positions, documents), Normalizer(torch.zeros(4), torch.tensor(1.0)), 0, 10)
 
 
 def topk(seed: int) -> SAE:
@@ -56,8 +65,9 @@ def topk(seed: int) -> SAE:
 
 def train(project: Project, seed: int) -> str:
     """Have DVC make the models of a seed, and return the commit."""
-    save_file(hsae(seed).state_dict(), project.path.parent / f"hsae.{seed}")
-    save_file(topk(seed).state_dict(), project.path.parent / f"topk.{seed}")
+    for name, model in (("hsae", hsae(seed)), ("topk", topk(seed))):
+        write_tensors(project.path.parent / f"{name}.{seed}", model.state_dict(), model.header())
+    val().write(project.path.parent / f"val.{seed}")
     Path("seed").write_text(str(seed))
     project.run("dvc", "repro", "--quiet")
     project.commit()
@@ -86,13 +96,13 @@ def test_models_of_commits_are_read_from_the_cache_and_their_seeds_compared(proj
     for file in Path(".dvc/cache").rglob("*"):
         if file.is_file():
             file.unlink()
-    with pytest.raises(OSError, match="topk"):
+    with pytest.raises(OSError, match="No storage files available"):
         read_models(commits[0], {"topk": PATHS["topk"]})
 
 
 def test_level_2_is_read_through_both_decoders_without_its_dead_latents():
     model = hsae(0)
-    found = directions("HSAE", model.state_dict())
+    found = directions("HSAE", model, val())
     W1, W2 = (level.W_dec.detach().double().numpy() for level in (model.level1, model.level2))
     np.testing.assert_array_equal(found["HSAE level 1"].rows, W1)
     np.testing.assert_allclose(found["HSAE level 2"].rows, W2[[0, 2]] @ W1)

@@ -29,7 +29,7 @@ from hsae.shared_information import (
 )
 from hsae.streams import Stream
 
-PROBE = ProbeConfig(epochs=1, batch_size=8, lr=[0.1], weight_decay=[0.0], held_out=0.5, resamples=10, seed=0)
+PROBE = ProbeConfig(epochs=1, batch_size=8, lr=[0.1], weight_decay=[0.0], held_out=0.5, resamples=10)
 CONFIG = InformationConfig(
     tokens=1, bins=2, screening_shifts=3, shifts=50, candidates=1, fdr=0.01, children=[1, 2], probe=PROBE
 )
