@@ -127,7 +127,7 @@ def score_hsae(model: HierarchicalSAE, choosing: Truth, scoring: Truth, stream: 
 
     - l0_level2; parent_f1, root_f1: F1 of the level-2 latents that stand for the parents, and for all roots
     - edge_ap, edge_f1, ancestor_precision, ancestor_recall: of the edges ranked by P(level-2 latent active | level-1
-      latent active); edge_ap_decoder: average precision by level-2 decoder weight
+      latent active), beyond chance; edge_ap_decoder: average precision by level-2 decoder weight
     - edge_ap_by_direction: the former, both levels matched by direction
     - absorption_level2: share of the children's firings at which the level-2 latent of the parent is silent
 
@@ -138,10 +138,10 @@ def score_hsae(model: HierarchicalSAE, choosing: Truth, scoring: Truth, stream: 
     h1, h2 = _levels(model, choosing.samples)
     parents = recovery.match_roots(h2, choosing.acts, parent_of)
     matchings = matchings_of(directions, h1, choosing)
-    readings = [Reading(_coactive(h1, h2), parents, children) for children in matchings.values()]
+    readings = [Reading(posthoc.beyond_chance(h2, h1), parents, children) for children in matchings.values()]
     children = max(readings, key=lambda reading: reading.average_precision(choosing)).children
     h1, h2 = _levels(model, scoring.samples)
-    coactive, W_dec = _coactive(h1, h2), model.level2.W_dec.detach()
+    coactive, W_dec = posthoc.beyond_chance(h2, h1), model.level2.W_dec.detach()
     roots_by_direction = recovery.match_root_directions(W_dec @ directions, scoring.forest.features, parent_of)
     by_direction = Reading(coactive, roots_by_direction, matchings["direction"])
     f1 = _matched(recovery.f1_scores(h2, scoring.acts), parents)
@@ -241,11 +241,6 @@ def _levels(model: HierarchicalSAE, samples: Samples) -> tuple[Float[Tensor, "n 
     """Activations of both levels."""
     h1 = acts_of(model.level1, samples)
     return h1, torch.cat([model.level2.encode(rows) for rows in h1.split(4096)])
-
-
-def _coactive(h1: Float[Tensor, "n d_sae1"], h2: Float[Tensor, "n d_sae2"]) -> Float[Tensor, "d_sae2 d_sae1"]:
-    """P(level-2 latent active | level-1 latent active)."""
-    return recovery.coactivation(h2, h1) / (h1 != 0).sum(0).clamp(min=1)
 
 
 def _hierarchy_scores(reading: Reading, truth: Truth, stream: Stream) -> Scores:

@@ -22,9 +22,21 @@ REVIVE_AFTER = 100  # steps without activity
 
 
 def conditional_probability(acts: Float[Tensor, "n latent"]) -> Float[Tensor, "parent child"]:
-    """P(parent active | child active) of every pair of latents; -inf unless the parent is the more frequent one."""
-    n_active = (acts != 0).sum(0).double()
-    return _more_frequent(coactivation(acts, acts) / n_active.clamp(min=1), n_active)
+    """P(parent active | child active) of all pairs, beyond chance; -inf unless the parent is the more frequent one."""
+    return _more_frequent(beyond_chance(acts, acts), (acts != 0).sum(0).double())
+
+
+def beyond_chance(
+    parents: Float[Tensor, "n parent"], children: Float[Tensor, "n child"]
+) -> Float[Tensor, "parent child"]:
+    """(P(parent active | child active) - P(parent active)) / (1 - P(parent active)) of every pair of latents.
+
+    What is active nearly always is likely whatever else is: 1 is all that is possible, 0 what independence gives. A
+    child that is never active has 0 for P(parent active | child active).
+    """
+    p = (parents != 0).double().mean(0)[:, None]
+    given = coactivation(parents, children) / (children != 0).sum(0).clamp(min=1)
+    return (given - p) / (1 - p).clamp(min=1e-6)
 
 
 def decoder_cosine(

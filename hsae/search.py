@@ -3,7 +3,8 @@
 Every kind is tried with as many settings (hsae/sweeps/search.yaml), on the same forests, and is scored on the choosing
 samples, which no published score is of. It needs neither DVC nor OmegaConf. What is finished stands in
 metrics/search.jsonl, a line for each; a rerun does the rest. The lines say nothing of code and other parameters: remove
-the file when these have changed. metrics/search.json has the means of all settings, and each kind's best.
+the file when these have changed. metrics/search.json has the scores of all settings, and what each kind's best
+scores on all choosing seeds.
 """
 
 import argparse
@@ -11,19 +12,19 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+import pandas as pd
 import yaml
 
-from hsae import ground_truth
+from hsae import ground_truth, recovery
 from hsae.config import PARAMS, check
 from hsae.files import write_json
-from hsae.ground_truth import GroundTruthConfig
+from hsae.ground_truth import ALONE, UNTRAINED, GroundTruthConfig
 from hsae.ground_truth_scores import score
 from hsae.streams import Stream
 from hsae.workers import share, workers
@@ -32,16 +33,17 @@ T = TypeVar("T")
 Setting = dict[str, Any]
 SWEEPS = Path(__file__).parent / "sweeps"
 DONE, RESULT = Path("metrics/search.jsonl"), Path("metrics/search.json")
+TRIED, CHOSEN = "tried", "chosen"
 DECIDES, THEN = "edge_ap", "mcc"
 KEPT = (DECIDES, THEN, "l0")
 
 
 @dataclass
 class Search:
-    """What hsae/sweeps/search.yaml says."""
+    """What hsae/sweeps/search.yaml says: seeds of each difficulty, for the search and for what it chooses; grids."""
 
-    seeds: list[int]
-    difficulties: list[str]
+    tried: dict[str, list[int]]
+    chosen: dict[str, list[int]]
     grids: dict[str, dict[str, list[Any]]]
 
     def __post_init__(self) -> None:
@@ -54,19 +56,30 @@ class Search:
         return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
     def runs(self) -> list["Run"]:
-        """All that is to be trained: the settings of one seed and difficulty, which all kinds share, stand together."""
+        """All that is tried: the settings of one seed and difficulty, which all kinds share, stand together."""
         return [
-            Run(kind, setting, difficulty, seed)
-            for seed in self.seeds
-            for difficulty in self.difficulties
+            Run(TRIED, kind, setting, difficulty, seed)
+            for difficulty, seeds in self.tried.items()
+            for seed in seeds
             for kind in self.grids
             for setting in self.settings(kind)
         ]
 
+    def runs_of_chosen(self, settings: dict[str, Setting]) -> list["Run"]:
+        """Trainings by each kind's chosen setting, and kinds at their start, on all choosing seeds."""
+        at_start = {f"{UNTRAINED}{kind}": {} for kind in settings if kind != ALONE}
+        return [
+            Run(CHOSEN, kind, setting, difficulty, seed)
+            for difficulty, seeds in self.chosen.items()
+            for seed in seeds
+            for kind, setting in (settings | at_start).items()
+        ]
+
 
 class Run(NamedTuple):
-    """A training: of a kind, by a setting, on a difficulty, from a seed."""
+    """A training, for a purpose: of a kind, by a setting, on a difficulty, from a seed."""
 
+    purpose: str
     kind: str
     setting: Setting
     difficulty: str
@@ -113,14 +126,20 @@ def overridden(values: dict[str, Any], overrides: Setting) -> dict[str, Any]:
 
 
 def scored(section: dict[str, Any], difficulties: dict[str, Setting], done: Path, run: Run) -> dict[str, Any]:
-    """Train and score on the choosing samples; adds a line to `done`, and returns what it says."""
+    """Train and score; adds a line to `done`, and returns what it says.
+
+    What is tried is scored on the choosing samples, what was chosen on the others.
+    """
     start = time.monotonic()
     config = build(GroundTruthConfig, overridden(section, run.overrides(difficulties)))
     stream = Stream(run.seed, "synthetic")
     drawn = ground_truth.draw(config, stream)
     model = ground_truth.model_of(run.kind, config, drawn, stream)
-    scores = score(model, drawn.choosing, drawn.choosing, stream.of("scores of the search", run.kind))
-    found = {**run._asdict(), **{key: scores[key] for key in KEPT}, "seconds": round(time.monotonic() - start, 1)}
+    scoring = drawn.choosing if run.purpose == TRIED else drawn.scoring
+    scores = score(model, drawn.choosing, scoring, stream.of("scores", run.kind))
+    truth = {"true_l0": drawn.l0s[0], "prevalence": recovery.prevalence(drawn.forest.parent_of)}
+    kept = {key: scores[key] for key in KEPT} if run.purpose == TRIED else scores | truth
+    found = {**run._asdict(), **kept, "seconds": round(time.monotonic() - start, 1)}
     with done.open("a", encoding="utf-8") as file:  # one short write: processes may share the file
         file.write(json.dumps(found) + "\n")
     return found
@@ -134,26 +153,31 @@ def read(done: Path) -> dict[str, dict[str, Any]]:
 
 
 def summarize(search: Search, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Of each kind the mean scores of all settings that are finished, and the best of these."""
+    """Of each kind the scores of all settings that are finished, and the best of these."""
     kinds: dict[str, Any] = {}
     for kind in search.grids:
         settings = []
         for setting in search.settings(kind):
-            runs = [Run(kind, setting, d, seed) for d in search.difficulties for seed in search.seeds]
+            runs = [run for run in search.runs() if (run.kind, run.setting) == (kind, setting)]
             if all(run.name in found for run in runs):
-                of_runs = [(run, found[run.name]) for run in runs]
-                settings.append({"setting": setting, **_means(scores for _, scores in of_runs)})
-                for difficulty in search.difficulties:
-                    own = _means(scores for run, scores in of_runs if run.difficulty == difficulty)
-                    settings[-1][difficulty] = own
+                scores = pd.DataFrame([found[run.name] for run in runs])
+                by_difficulty = scores.groupby("difficulty", sort=False)[list(KEPT)].mean().to_dict("index")
+                settings.append({"setting": setting, **scores[list(KEPT)].mean().to_dict(), **by_difficulty})
         best = max(settings, key=lambda one: (one[DECIDES], one[THEN])) if settings else None
         kinds[kind] = {"chosen": best and best["setting"], "settings": settings}
-    return {"seeds": search.seeds, "difficulties": search.difficulties, "kinds": kinds}
+    return {"tried": search.tried, "kinds": kinds}
 
 
-def _means(runs: Iterable[dict[str, Any]]) -> dict[str, float]:
-    runs = list(runs)
-    return {key: sum(run[key] for run in runs) / len(runs) for key in KEPT}
+def summarize_chosen(search: Search, settings: dict[str, Setting], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """difficulty -> kind, trained by its chosen setting or at its start -> score -> mean and range over seeds."""
+    runs = [found[run.name] for run in search.runs_of_chosen(settings) if run.name in found]
+    result: dict[str, Any] = {}
+    scores = pd.DataFrame(runs).drop(columns=["purpose", "setting", "seconds"])
+    for (difficulty, kind), own in scores.groupby(["difficulty", "kind"], sort=False):  # pyright: ignore
+        values = own.drop(columns=["difficulty", "kind", "seed"]).dropna(axis=1)
+        summary = {name: {"mean": v.mean(), "least": v.min(), "most": v.max()} for name, v in values.items()}
+        result.setdefault(difficulty, {})[kind] = {"n": len(own), **summary}
+    return result
 
 
 def read_inputs() -> tuple[Search, dict[str, Any], dict[str, Setting]]:
@@ -177,18 +201,28 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         search, section, difficulties = read_inputs()
+        train = partial(scored, section, difficulties, DONE)
         DONE.parent.mkdir(exist_ok=True)
-        before = read(DONE)
-        wanted = [run for run in search.runs()[share(options.share)] if run.name not in before]
-        if wanted:
-            with workers("search", options.jobs) as each:
-                list(each(partial(scored, section, difficulties, DONE), wanted))
-        found = read(DONE)
-        write_json(RESULT, summarize(search, found))
+        of_share = share(options.share)
+
+        def finish(runs: list[Run]) -> dict[str, dict[str, Any]]:
+            before = read(DONE)
+            if wanted := [run for run in runs[of_share] if run.name not in before]:
+                with workers("search", options.jobs) as each:
+                    list(each(train, wanted))
+            return read(DONE)
+
+        result = summarize(search, found := finish(search.runs()))
+        missing = [run for run in search.runs() if run.name not in found]
+        if not missing:
+            settings = {kind: own["chosen"] for kind, own in result["kinds"].items()}
+            found = finish(search.runs_of_chosen(settings))
+            missing = [run for run in search.runs_of_chosen(settings) if run.name not in found]
+            result["chosen"] = summarize_chosen(search, settings, found)
+        write_json(RESULT, result)
     except (ValueError, OSError) as error:
         sys.exit(f"error: search: {error}")
-    missing = sum(run.name not in found for run in search.runs())
-    print(f"search: {len(search.runs()) - missing} of {len(search.runs())} trainings are finished")
+    print(f"search: {len(missing)} trainings are missing" if missing else "search: finished")
 
 
 if __name__ == "__main__":

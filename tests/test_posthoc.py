@@ -25,7 +25,8 @@ def test_conditional_probability_equals_a_naive_loop(acts: torch.Tensor):
         for j in range(6):
             if sum(active[i]) > sum(active[j]):
                 both = sum(a and b for a, b in zip(active[i], active[j], strict=True))
-                assert found[i, j].item() == pytest.approx(both / max(sum(active[j]), 1))
+                p = sum(active[i]) / len(active[i])
+                assert found[i, j].item() == pytest.approx((both / max(sum(active[j]), 1) - p) / (1 - p))
             else:
                 assert found[i, j].item() == -math.inf
 
