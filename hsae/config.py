@@ -107,7 +107,7 @@ def covered(entries: Iterable[str], params: dict[str, Any]) -> dict[str, Any]:
 
 
 def withhold(value: object, section: str | None, entries: Iterable[str]) -> None:
-    """Take away the attributes of a loaded schema that a stage's list does not cover: what it lacks, nothing can use."""
+    """Take away the attributes of a loaded schema that a stage's list does not cover: nothing can use them then."""
     entries = list(entries)
     for field in fields(value):  # pyright: ignore[reportArgumentType]
         key = f"{section}.{field.name}" if section else field.name

@@ -5,7 +5,7 @@ import sys
 
 def _has_what_it_needs():
     """Whether this is the project's Python: if no environment is active, DVC runs the system's, which may be old."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (that is the question)
         return False
     from importlib.util import find_spec
 
@@ -13,7 +13,9 @@ def _has_what_it_needs():
 
 
 if not _has_what_it_needs():
-    sys.exit("error: " + sys.executable + " is not the project's Python: run `. .venv/bin/activate` first, or `make repro`")
+    sys.exit(
+        "error: " + sys.executable + " is not the project's Python: run `. .venv/bin/activate` first, or `make repro`"
+    )
 
 from hsae.signals import die_with_parent, end_silently  # noqa: E402
 

@@ -127,7 +127,12 @@ def test_an_integer_may_stand_where_a_number_is_asked_for():
 @pytest.mark.parametrize(
     ("old", "new", "section", "fragments"),
     [
-        ("layers: 2", "layres: 2", "paint", ["unknown key `paint.layres`", "allowed: color, layers, gloss, name, wet, rates, inner"]),
+        (
+            "layers: 2",
+            "layres: 2",
+            "paint",
+            ["unknown key `paint.layres`", "allowed: color, layers, gloss, name, wet, rates, inner"],
+        ),
         ("  layers: 2\n", "", "paint", ["`paint.layers` is missing"]),
         ("scale: 0.5\n", "", None, ["`scale` is missing"]),
         ("layers: 2", "layers: two", "paint", ["`paint.layers`", "'two'", "Integer"]),
@@ -168,7 +173,9 @@ def test_a_bad_value_is_refused_in_one_line_that_names_the_key_and_what_is_allow
 def test_a_section_that_is_not_a_mapping_is_refused_with_its_keys(value: str):
     head = GOOD.split("paint:")[0]
     Path("params.yaml").write_text(f"{head}paint: {value}\n")
-    with pytest.raises(ValueError, match="section `paint` must be a mapping with the keys color, layers, gloss, name, wet"):
+    with pytest.raises(
+        ValueError, match="section `paint` must be a mapping with the keys color, layers, gloss, name, wet"
+    ):
         config.load(Paint, "paint")
 
 

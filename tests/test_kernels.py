@@ -93,5 +93,5 @@ def test_a_compiler_that_cannot_say_its_version_is_no_error(monkeypatch: pytest.
 
 def test_an_argument_that_no_kernel_takes_is_refused_by_name():
     assert kernels._convert("decode", None) is None
-    with pytest.raises(TypeError, match="decode: np.float32.1.5. of type float32 is no tensor, int, float or None"):
+    with pytest.raises(TypeError, match=r"decode: np.float32\(1.5\) of type float32 is no tensor, int, float or None"):
         kernels._convert("decode", np.float32(1.5))

@@ -1,18 +1,18 @@
-"""What tests/seeders/sitecustomize.py logged of a pipeline, and what is wrong with it."""
+"""What tests/logging_stages/sitecustomize.py logged of a pipeline, and what is wrong with it."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-SEEDERS = Path(__file__).resolve().parent / "seeders"
+FOLDER = Path(__file__).resolve().parent / "logging_stages"
 
 
 def logging_to(folder: Path, env: dict[str, str]) -> dict[str, str]:
     """An environment in which stages log there."""
     folder.mkdir(exist_ok=True)
-    paths = [str(SEEDERS), *filter(None, [env.get("PYTHONPATH")])]
-    return env | {"SEEDS_LOG": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
+    paths = [str(FOLDER), *filter(None, [env.get("PYTHONPATH")])]
+    return env | {"LOG_OF_STAGES": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -51,3 +51,14 @@ def offences(log: list[dict[str, Any]]) -> list[str]:
         if len(names) > 1:
             found.add(f"{' and '.join(sorted(names))}: two streams of one number, {number}")
     return sorted(found)
+
+
+def unused(log: list[dict[str, Any]], listed: dict[str, list[str]]) -> list[str]:
+    """A line for each parameter that dvc.yaml lists for a stage, here by its name, and that this stage did not use."""
+    used = {stage: {entry["used"] for entry in log if entry.get("by") == stage} for stage in listed}
+    return [
+        f"{stage}: {entry}"
+        for stage, entries in listed.items()
+        for entry in entries
+        if not any(key == entry or key.startswith(f"{entry}.") for key in used[stage])
+    ]

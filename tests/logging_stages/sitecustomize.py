@@ -1,7 +1,8 @@
-"""Logs what a stage seeds its generators with, and what streams gave; Python imports this where PYTHONPATH names its folder.
+"""Logs what stages seed their generators with, what streams gave, and which parameters are used.
 
-Where SEEDS_LOG names a folder, every seeder is wrapped as soon as its module is imported, in stages and in the
-processes that they start: each writes a file of its own there. tests/seeds_log.py reads them.
+Python imports this at its start where PYTHONPATH names this folder. Where LOG_OF_STAGES names a folder, every seeder is
+wrapped as soon as its module is imported, in stages and in the processes that they start: each writes a file of its own
+there, which tests/stages_log.py reads.
 """
 
 import importlib.abc
@@ -19,15 +20,16 @@ OWN = tuple(f"{PROJECT / folder}{os.sep}" for folder in ("hsae", "stages"))
 STREAMS = str(PROJECT / "hsae" / "streams.py")
 PYTHON = os.path.dirname(os.__file__)  # its own library, in which packages have a folder
 SITE = f"{os.sep}site-packages{os.sep}"
+GENERATORS = ("bit_generator", "random_raw", "random_sample", "generate_state")  # attributes of NumPy's objects
 written: set[str] = set()
 
 
 def write(entry: dict[str, Any]) -> None:
     """Append a line to this process's file, unless it has it."""
-    line = json.dumps(entry | {"stage": os.environ["SEEDS_STAGE"], "process": os.getpid()})
+    line = json.dumps(entry | {"stage": os.environ["LOGGED_STAGE"], "process": os.getpid()})
     if line not in written:
         written.add(line)
-        with open(Path(os.environ["SEEDS_LOG"], f"{os.getpid()}.jsonl"), "a") as file:
+        with open(Path(os.environ["LOG_OF_STAGES"], f"{os.getpid()}.jsonl"), "a") as file:
             file.write(line + "\n")
 
 
@@ -56,7 +58,7 @@ def logging(seeder: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         seed = next(iter([*args, *kwargs.values()]), None)
-        if not hasattr(seed, "random_raw") and not hasattr(seed, "bit_generator") and not hasattr(seed, "random_sample"):
+        if not any(hasattr(seed, of_a_generator) for of_a_generator in GENERATORS):
             seeded(seeder, seed)
         return function(*args, **kwargs)
 
@@ -143,8 +145,30 @@ def of_streams(module: Any) -> None:
     module.Stream.number = property(wrapped)
 
 
+def of_run(module: Any) -> None:
+    """The parameters that a stage uses, of those that it asked for."""
+    params = module.Stage.params
+
+    def wrapped(self: Any, schema: type, section: str | None = None) -> Any:
+        value = params(self, schema, section)
+        names, prefix = set(vars(value)), f"{section}." if section else ""
+
+        def read(own: Any, name: str) -> Any:
+            if name in names:
+                write({"used": prefix + name, "by": self.name})
+            return object.__getattribute__(own, name)
+
+        def reduce(own: Any, _: int) -> Any:
+            return schema, tuple(object.__getattribute__(own, name) for name in schema.__dataclass_fields__)  # pyright: ignore
+
+        value.__class__ = type(schema.__name__, (schema,), {"__getattribute__": read, "__reduce_ex__": reduce})
+        return value
+
+    module.Stage.params = wrapped
+
+
 def watch(name: str, state: Callable[[], str]) -> None:
-    """Log at the process's end if a global generator is not where it was: something drew from it, outside of a stream."""
+    """Log at the process's end if a global generator has moved: something drew from it outside of a stream."""
     from multiprocessing.util import Finalize
 
     before = state()
@@ -157,6 +181,7 @@ PATCHES: dict[str, Callable[[Any], None]] = {
     "sklearn.utils.validation": of_scikit_learn,
     "scipy._lib._util": of_scikit_learn,
     "hsae.streams": of_streams,
+    "hsae.run": of_run,
 }
 
 
@@ -170,19 +195,20 @@ class Patcher(importlib.abc.MetaPathFinder):
         patch = PATCHES.pop(name)
         found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
         spec = next(spec for spec in found if spec)
-        execute = spec.loader.exec_module
+        loader: Any = spec.loader
+        execute = loader.exec_module
 
         def execute_and_patch(module: ModuleType) -> None:
             execute(module)
             patch(module)
 
-        spec.loader.exec_module = execute_and_patch
+        loader.exec_module = execute_and_patch
         return spec
 
 
-if "SEEDS_LOG" in os.environ:
+if "LOG_OF_STAGES" in os.environ:
     if any(argument.startswith("stages.") for argument in sys.orig_argv):
-        os.environ["SEEDS_STAGE"] = " ".join(sys.orig_argv[2:])
-    if "SEEDS_STAGE" in os.environ:
+        os.environ["LOGGED_STAGE"] = " ".join(sys.orig_argv[2:])
+    if "LOGGED_STAGE" in os.environ:
         of_random(random)
         sys.meta_path.insert(0, Patcher())
