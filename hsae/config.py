@@ -166,7 +166,7 @@ def _check_types(values: Any, converted: Any, name: str = "") -> None:
         check(name, values, f"one of {', '.join(type(converted).__members__)}", isinstance(values, str))
     else:
         is_number = type(converted) is float and type(values) is int
-        check(name, values, TYPES[type(converted)], is_number or type(values) is type(converted))
+        check(name, values, TYPES.get(type(converted), "of its type"), is_number or type(values) is type(converted))
         check(name, values, "a value, not a reference", not isinstance(values, str) or "${" not in values)
 
 

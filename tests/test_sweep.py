@@ -570,6 +570,27 @@ def test_the_command_runs_every_condition_and_seed_and_collects_them(
     assert "4 of 4 experiments are finished; 0 are missing" in capsys.readouterr().out
 
 
+def test_the_command_has_claims_at_matched_l0_judged_by_the_frontier_on_the_same_activations(
+    fake: FakeProject, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str | None] = []
+
+    def read_frontier(activations: str | None) -> pd.DataFrame:
+        asked.append(activations)
+        return pd.DataFrame([{"level": 1, "seed": seed, "l0": 8.0, "fvu": seed / 8} for seed in (0, 1)])
+
+    conditions = {"reference": {}, "off": {"beta1": 0.0}}
+    swept = ablations(conditions=conditions, claims=[claim("off", compared="matched L0")])
+    monkeypatch.setattr(sweep, "load", lambda _: swept)
+    monkeypatch.setattr(sweep, "read_frontier", read_frontier)
+    fake.locks = dict.fromkeys("1235", LOCK.format(md5="a" * 32))
+    fake.done = dict(zip(LABELS, "1235", strict=True))
+    main(["ablations", "--collect"])
+    assert asked == ["a" * 32]
+    judged = strict("metrics/ablations.json")["claims"][0]
+    assert (judged["n"], judged["difference"]) == (2, pytest.approx(0.25))
+
+
 def test_what_failed_ends_the_command_with_one_line_after_the_rest_is_collected(fake: FakeProject):
     fake.done = dict(zip(LABELS[:3], "123", strict=True))
     with pytest.raises(
