@@ -62,6 +62,14 @@ CHOOSING = {
     "synthetic",
     *CONTROLS,
 }
+# Parameters that are read only where no compiler builds the kernels, or for kinds that have none.
+BY_AUTOGRAD = {
+    "phase2: beta1",
+    "phase2: weight_x_from_h1",
+    "phase2: level1_grad_scale",
+    "phase3: beta1",
+    "phase3: beta2",
+}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +149,8 @@ def test_a_stage_uses_every_parameter_that_it_lists(
     """It can use no other: `Stage.params` withholds them."""
     monkeypatch.chdir(reproduced.path)
     stages = [name.replace("@", "/") for name in ALL_STAGES]
-    assert stages_log.unused(log, {name: config.listed(name, "params") for name in stages}) == []
+    listed = {name: config.listed(name, "params") for name in stages}
+    assert set(stages_log.unused(log, listed)) <= BY_AUTOGRAD
 
 
 def test_nothing_is_chosen_and_scored_on_the_same_samples(reproduced: Project):

@@ -192,7 +192,7 @@ class Patcher(importlib.abc.MetaPathFinder):
         """The module's own spec, whose loader patches as well."""
         if name not in PATCHES:
             return None
-        patch = PATCHES.pop(name)
+        patch = PATCHES[name]
         found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
         spec = next(spec for spec in found if spec)
         loader: Any = spec.loader
