@@ -65,8 +65,14 @@ lock:  ## write requirements.lock anew from pyproject.toml (torch first: later p
 	.lock/bin/python -m pip install --quiet $$($(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; o = p["optional-dependencies"]; print(*p["dependencies"], *o["s3"], *o["dev"])')
 	.lock/bin/python -m pip freeze | sed 's/^torch==.*/torch==2.13.0/' > requirements.lock
 	rm -rf .lock
+	$(MAKE) versions
+
+versions:  ## write versions/ anew from requirements.lock: what can change a number is a dep of stages
+	mkdir -p versions
+	grep -E '^(networkx|numpy|scikit-learn|scipy|torch)==' requirements.lock > versions/numerics.lock
+	grep -E '^(gguf|tokenizers|transformers)==' requirements.lock > versions/text.lock
 
 readme: .venv/installed  ## make the results table of README.md equal to metrics/
 	$(BIN)/python -m hsae.readme
 
-.PHONY: repro test check ablations frontier comparison final recovery controls search bench test-interop torture lock readme
+.PHONY: repro test check ablations frontier comparison final recovery controls search bench test-interop torture lock versions readme

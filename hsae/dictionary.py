@@ -27,9 +27,14 @@ class DictionaryConfig:
         """What the weights of level 1, or of a flat autoencoder compared with either level, are drawn from."""
         return self.stream(f"weights of level {level}")
 
+    def width(self, level: int, d_in: int) -> int:
+        """Number of latents of level 1 or 2 on inputs of `d_in` coordinates."""
+        expansion = self.expansion1 if level == 1 else self.expansion2
+        return max(round(expansion * d_in), 1)
+
     def widths(self, d_in: int) -> tuple[int, int]:
-        """Numbers of latents of level 1 and level 2 on inputs of `d_in` coordinates."""
-        return max(round(self.expansion1 * d_in), 1), max(round(self.expansion2 * d_in), 1)
+        """Those of both."""
+        return self.width(1, d_in), self.width(2, d_in)
 
 
 class Activation(StrEnum):

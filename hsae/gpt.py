@@ -145,7 +145,7 @@ def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> GPT:
 
     Raises ValueError if they are something else's.
     """
-    with understanding("the transformer"):
+    with understanding("the transformer"), torch.random.fork_rng(devices=[]):  # what is drawn gives way to the tensors
         model = GPT(GPTConfig(**header["config"]), header["n_vocab"])
         model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)

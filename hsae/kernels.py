@@ -48,14 +48,14 @@ def library() -> ctypes.CDLL | None:
 def call(name: str, *arguments: Tensor | float | None) -> float:
     """Call a kernel: tensors as pointers to their memory, which must be contiguous; int as int64, float as float.
 
-    Returns what it returns, or 0.
+    None is a pointer to nothing. Returns what it returns, or 0. Raises TypeError for any other argument.
     """
     function = getattr(library(), name)
     function.restype = RETURNS.get(name)
-    return function(*map(_convert, arguments)) or 0.0
+    return function(*(_convert(name, argument) for argument in arguments)) or 0.0
 
 
-def _convert(argument: Tensor | float | None) -> object:
+def _convert(name: str, argument: object) -> object:
     match argument:
         case Tensor():
             assert argument.is_contiguous()
@@ -65,8 +65,9 @@ def _convert(argument: Tensor | float | None) -> object:
             return ctypes.c_int64(argument)
         case float():
             return ctypes.c_float(argument)
-        case _:
+        case None:
             return None
+    raise TypeError(f"{name}: {argument!r} of type {type(argument).__name__} is no tensor, int, float or None.")
 
 
 def _build(compiler: str, target: Path) -> None:

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -58,14 +60,19 @@ class Stage:
     def __init__(self, name: str):
         self.name = name
         self.root = Path(os.environ.get("DVC_ROOT", "."))
-        self._params: list[tuple[type, str | None, object]] = []
+        self._given: list[object] = []
         self._code = {path: digest(path) for path in _code()}
         self._inputs: dict[Path, tuple[int, ...]] = {}
 
     def params(self, schema: type[T], section: str | None = None) -> T:
-        """One section of params.yaml, or the top-level keys that `schema` names, checked."""
-        value = config.load(schema, section)
-        self._params.append((schema, section, value))
+        """One section of params.yaml, or the top-level keys that `schema` names, checked.
+
+        It lacks the attributes that dvc.yaml does not list among this stage's params: to use one of them ends the
+        stage. So dvc.yaml says the truth of what the result depends on.
+        """
+        value = config.load(schema, section, self._params)
+        config.withhold(value, section, self._listed)
+        self._given.append(value)
         return value
 
     def input(self, path: str) -> Path:
@@ -92,13 +99,8 @@ class Stage:
     def device(self) -> torch.device:
         """Choose the device, and set how torch computes: number of threads, deterministically, TF32 on a GPU."""
         compute = self.params(Compute)
-        torch.set_num_threads(compute.threads)
         self._warn_of_other_threads(compute.threads)
-        # This, unlike `use_deterministic_algorithms`, does not import torch's compiler, which takes a second.
-        torch.set_deterministic_debug_mode("error")
-        # Else every new tensor costs a pass through its memory.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-        keep_memory()
+        compute_with(compute.threads)
         chosen = compute.device.value
         if compute.device == Device.auto:
             chosen = "cuda" if _has_cuda() else "cpu"
@@ -130,11 +132,26 @@ class Stage:
             path for path, before in self._code.items() if not path.is_file() or digest(path) != before
         ]
         changed += [path for path, signature in self._inputs.items() if _signature(path) != signature]
-        for schema, section, value in self._params:
-            if config.load(schema, section) != value:
-                changed.append(f"{config.PARAMS} ({section or ', '.join(vars(value))})")
+        if self._given:
+            before, after = (config.covered(self._listed, params) for params in (self._params, config.parse_params()))
+            keys = [key for key in before | after if before.get(key) != after.get(key)]
+            changed += [f"{config.PARAMS} ({', '.join(keys)})"] if keys else []
         if changed:
             raise ValueError(f"{changed[0]} changed during the run; its result is void: run `dvc repro` again.")
+
+    def missing(self, error: AttributeError) -> bool:
+        """Whether the error is that a parameter is used which dvc.yaml does not list."""
+        return any(error.obj is value for value in self._given)
+
+    @cached_property
+    def _listed(self) -> list[str]:
+        """The params that dvc.yaml lists for this stage."""
+        return config.listed(self.name, "params")
+
+    @cached_property
+    def _params(self) -> dict[str, Any]:
+        """All of params.yaml as it was when it was first asked for."""
+        return config.read_params()
 
     def _warn_of_other_threads(self, threads: int) -> None:
         """Say so if the result that dvc.lock has of this stage was computed by another number of threads."""
@@ -145,7 +162,7 @@ class Stage:
 
     def _key(self) -> str:
         """Hash of the code, torch's version, the parameters and the content of the inputs."""
-        read = [repr(value) for _, _, value in self._params]
+        read = [repr(sorted(config.covered(self._listed, self._params).items()))]
         read += [f"{path}: {_content(path)}" for path in self._inputs]
         read.append(torch.__version__)
         return hashlib.sha256("\n".join([*read, *self._code.values()]).encode()).hexdigest()[:16]
@@ -155,15 +172,46 @@ class Stage:
 def stage(name: str) -> Iterator[Stage]:
     """Run a stage's body; ValueError, OSError, Ctrl-C and SIGTERM end the process with one line and exit status 1."""
     die_with_parent()
+    running = None
     try:
         with interruptible():
+            check_versions(name)
             running = Stage(name)
             yield running
             running.check_unchanged()
+    except AttributeError as error:
+        if not (running and running.missing(error)):
+            raise
+        sys.exit(f"error: {name}: it uses `{error.name}`, which dvc.yaml does not list among its params")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {name}: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(f"error: {name}: stopped before its end")
+
+
+def check_versions(stage: str) -> None:
+    """Raise ValueError if a package is installed in another version than a file says that the stage depends on.
+
+    Those files, versions/*.lock, name the packages that can change a number. What is not installed is not used.
+    """
+    for dep in config.listed(stage, "deps"):
+        if dep.startswith("versions/"):
+            for line in Path(dep).read_text(encoding="utf-8").splitlines():
+                package, _, expected = line.partition("==")
+                with suppress(PackageNotFoundError):
+                    installed = version(package).partition("+")[0]  # what follows says for which device it was built
+                    what = f"{expected}, as {dep} says: install requirements.lock, or write the version into that file"
+                    check(package, installed, what, installed == expected)
+
+
+def compute_with(threads: int) -> None:
+    """Set how torch computes on a CPU: by so many threads, deterministically, its memory kept."""
+    torch.set_num_threads(threads)
+    # This, unlike `use_deterministic_algorithms`, does not import torch's compiler, which takes a second.
+    torch.set_deterministic_debug_mode("error")
+    # Else every new tensor costs a pass through its memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    keep_memory()
 
 
 def lock_entry(stage: str) -> str:
@@ -186,10 +234,10 @@ def keep_memory() -> None:
 
 def _code() -> list[Path]:
     """The project's own modules that this process has imported, with what they compile."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parent
     names = (getattr(module, "__file__", None) for module in sys.modules.values())
     files = [Path(name) for name in names if name]
-    own = [file for file in files if file.parent.parent == here or file.parent.parent.parent == here]
+    own = [file for file in files if any(file.is_relative_to(folder) for folder in (here, here.parent / "stages"))]
     return sorted([*own, *(file.with_suffix(".cpp") for file in own if file.with_suffix(".cpp").is_file())])
 
 

@@ -14,12 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from hsae import context_bootstrap, experiments, seed_models
 from hsae.experiments import Recipe, read_recipe
 from hsae.files import read_json, write_json
 from hsae.run import LOCK
-from hsae.sweep_config import LANGUAGE_MODEL_SEEDS, SCHEMAS, AnySweep, Comparison, load
-from hsae.sweep_results import collect
+from hsae.sweep_config import LANGUAGE_MODEL_SEEDS, SCHEMAS, Ablations, AnySweep, Comparison, load
+from hsae.sweep_results import collect, points
 from hsae.workers import share
 
 
@@ -45,6 +47,18 @@ def read_kept(label: str, activations: str | None) -> dict[str, Any]:
 def write_kept(label: str, activations: str | None, results: dict[str, Any]) -> None:
     """Keep these and no others."""
     write_json(KEPT / f"{label}.json", {"activations": activations, "results": results})
+
+
+def read_frontier(activations: str | None) -> pd.DataFrame:
+    """The HSAE's points (sweep_results.points) in what is kept of the frontier, as code and parameters are now."""
+    described = load("frontier")
+    recipe, kept = read_recipe(described.target), read_kept("frontier", activations)
+    names = {
+        run: recipe.name(f"frontier-{run[0]}-{run[1]}", overrides)
+        for run, overrides in described.runs(recipe.params).items()
+    }
+    found = points({run: kept[name] for run, name in names.items() if name in kept}, list(described.headline))
+    return found.query("method == 'HSAE'")
 
 
 def activations_of(lock: str, recipe: Recipe) -> str | None:
@@ -140,7 +154,8 @@ def _collect(
             name = "stability" if label == "comparison" else f"{label}_stability"
             seed_models.collect(commits, sweep.models, name)
     else:
-        collect(label, sweep, results, missing)
+        of_claims = isinstance(sweep, Ablations) and any(claim.compared == "matched L0" for claim in sweep.claims)
+        collect(label, sweep, results, missing, own_frontier=read_frontier(activations) if of_claims else None)
         write_kept(label, activations, {names[run]: content for run, content in results.items()})
 
 

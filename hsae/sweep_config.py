@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hsae import presets, variants
+from hsae import claims, presets, variants
+from hsae.claims import Claim
 from hsae.config import check, check_positive, flatten
 
 SWEEPS = Path(__file__).parent / "sweeps"
@@ -68,17 +69,8 @@ class Sweep:
 
 
 @dataclass
-class Claim:
-    """That a condition moves a headline metric up or down."""
-
-    condition: str
-    metric: str
-    direction: str
-
-
-@dataclass
 class Ablations(Sweep):
-    """Conditions that are compared with one of them, the reference, seed by seed."""
+    """Conditions that are compared with one of them, the reference, seed by seed; `claims` are those of the docs."""
 
     reference: str
     claims: list[Claim]
@@ -90,8 +82,8 @@ class Ablations(Sweep):
         ablated = [condition for condition in self.conditions if condition != self.reference]
         for claim in self.claims:
             check("claims.condition", claim.condition, f"one of {', '.join(ablated)}", claim.condition in ablated)
-            check("claims.metric", claim.metric, f"one of {', '.join(self.headline)}", claim.metric in self.headline)
-            check("claims.direction", claim.direction, "up or down", claim.direction in ("up", "down"))
+        components = [claim.component for claim in self.claims]
+        check("claims.component", components, "each once", len(set(components)) == len(components))
 
 
 @dataclass
@@ -185,10 +177,18 @@ SCHEMAS: dict[str, type[AnySweep]] = {
 
 
 def load(name: str) -> AnySweep:
-    """Read a sweep from hsae/sweeps. Raises ValueError, in one line, for an unknown or missing key or a bad value."""
+    """Read a sweep from hsae/sweeps, the ablations with their claims, which are for the same seeds.
+
+    Raises ValueError, in one line, for an unknown or missing key or a bad value.
+    """
     path = SWEEPS / f"{name}.yaml"
     try:
         sweep = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), OmegaConf.load(path))
+        if SCHEMAS[name] is Ablations:
+            written = claims.read()
+            sweep = OmegaConf.merge(sweep, {"claims": written["claims"]})
+            seeds = [int(seed) for seed in written["seeds"]]
+            check("seeds", list(sweep.seeds), f"those of the claims, {seeds}", list(sweep.seeds) == seeds)
         return OmegaConf.to_object(sweep)  # pyright: ignore[reportReturnType]
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from error

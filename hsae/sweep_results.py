@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from hsae import claims
+from hsae.claims import Claim
 from hsae.clusters import L0_LEVEL
 from hsae.config import check, flatten
 from hsae.context_bootstrap import Run, intervals
 from hsae.files import write_csv, write_figure, write_json
 from hsae.statistics import at_matched_l0, bootstrap_interval, holm, paired_comparison
 from hsae.streams import Stream
-from hsae.sweep_config import Ablations, AnySweep, Claim, Comparison, Controls, Frontier, GroundTruth
+from hsae.sweep_config import Ablations, AnySweep, Comparison, Controls, Frontier, GroundTruth
 from hsae.sweep_plots import (
     SIGNIFICANT,
     comparison_table,
@@ -55,16 +57,18 @@ def compare(frame: pd.DataFrame, metrics: list[str], reference: str) -> pd.DataF
 def judge(comparisons: pd.DataFrame, claims: list[Claim]) -> list[dict[str, Any]]:
     """Whether each claim holds: its difference has the right sign, and p < .05 after Holm over all claims.
 
-    A claim that cannot be tested yet counts with p = 1: its test can only make the others' p_holm smaller.
+    The metrics of `comparisons` are the claims' components. A claim that cannot be tested yet counts with p = 1: its
+    test can only make the others' p_holm smaller.
     """
-    rows = {(row["condition"], row["metric"]): row for row in comparisons.to_dict("records")}
-    tested = [rows.get((claim.condition, claim.metric)) for claim in claims]
+    rows = {row["metric"]: row for row in comparisons.to_dict("records")}
+    tested = [rows.get(claim.component) for claim in claims]
     p_holm = holm(np.array([row["p"] if row else 1.0 for row in tested], dtype=float)).tolist()
     judged = []
     for claim, row, p in zip(claims, tested, p_holm, strict=True):
+        said = {key: value for key, value in vars(claim).items() if key not in ("note", "exploratory")}
         values = {key: row[key] if row else None for key in ("n", "difference", "low", "high", "p")}
         holds = row is not None and (row["difference"] > 0) == (claim.direction == "up") and p < SIGNIFICANT
-        judged.append({**vars(claim), **values, "p_holm": p if row else None, "holds": bool(holds)})
+        judged.append({**said, **values, "p_holm": p if row else None, "holds": bool(holds)})
     return judged
 
 
@@ -151,6 +155,13 @@ def differences(sweep: AnySweep, frame: pd.DataFrame, metrics: list[str]) -> pd.
     return comparisons.assign(**signs)
 
 
+def claimed(sweep: Ablations, frame: pd.DataFrame, own_frontier: pd.DataFrame | None) -> pd.DataFrame:
+    """The comparisons that the claims of ablations ask for, with the claims' components as metrics."""
+    points = pd.DataFrame(columns=["level", "seed", "l0"]) if own_frontier is None else own_frontier
+    rows = claims.rows(sweep.claims, frame, points, sweep.reference)
+    return compare(rows, rows["metric"].unique().tolist(), sweep.reference)
+
+
 def compared(sweep: AnySweep, results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
     """`tidy` rows of what a sweep compares: methods, controls, or its conditions."""
     if isinstance(sweep, Comparison):
@@ -215,10 +226,12 @@ def collect(
     results: dict[tuple[str, int], Any],
     missing: list[str],
     runs: list[Run] | None = None,
+    own_frontier: pd.DataFrame | None = None,
 ) -> None:
     """Write the results of some (condition, seed), contents of the metrics files, to metrics/ and plots/.
 
-    `runs` has what the seeds of a comparison were measured to be context by context.
+    `runs` has what the seeds of a comparison were measured to be context by context, `own_frontier` the points of the
+    reference of ablations.
     """
     result = {"target": sweep.target, "budget": flatten(sweep.budget), "seeds": sweep.seeds, "missing": missing}
     if isinstance(sweep, Frontier):
@@ -236,7 +249,7 @@ def collect(
     if isinstance(sweep, Ablations):
         result["overrides"] = {condition: flatten(values) for condition, values in sweep.conditions.items()}
         result["conditions"] = summary
-        result["claims"] = judge(comparisons, sweep.claims)
+        result["claims"] = judge(claimed(sweep, frame, own_frontier), sweep.claims)
     elif isinstance(sweep, Controls):
         result["controls"] = summary
     else:

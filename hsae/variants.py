@@ -289,7 +289,7 @@ def load(tensors: dict[str, Tensor], header: dict[str, Any]) -> SAE:
 
     Raises ValueError if they are something else's.
     """
-    with understanding("the autoencoder"):
+    with understanding("the autoencoder"), torch.random.fork_rng(devices=[]):  # what is drawn gives way to the tensors
         arguments = {name: value for name, value in header.items() if name != "kind"}
         model = VARIANTS[header["kind"]](**arguments)
         model.load_state_dict(tensors)

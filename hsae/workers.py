@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from threadpoolctl import threadpool_limits
 
 from hsae.config import check
 from hsae.progress import Progress
-from hsae.run import keep_memory
+from hsae.run import compute_with
 from hsae.signals import die_with_parent, end_silently
 
 Part = TypeVar("Part")
@@ -80,8 +79,5 @@ def _begin() -> None:
     if parent is None or not parent.is_alive():  # it was gone before it could be asked for its end
         os._exit(os.EX_TEMPFAIL)
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
-    torch.set_num_threads(1)
     threadpool_limits(1)  # scikit-learn's
-    torch.set_deterministic_debug_mode("error")  # this and what follows as in `Stage.device`
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    keep_memory()
+    compute_with(1)

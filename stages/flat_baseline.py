@@ -32,7 +32,7 @@ def main(name: str, variant: str, level: int) -> None:
         l0 = read_json(stage.input(f"models/l0/level{level}.json"))["l0"]
         train, val = read_train(stage, device), read_store(stage, "val", device)
         # The start and the batches of the HSAE's level, as far as that trains: they are compared pair by pair.
-        width, weights = dictionary.widths(train.d_in)[level - 1], dictionary.weights(level)
+        width, weights = dictionary.width(level, train.d_in), dictionary.weights(level)
         model = flat.drawn(variant, train.d_in, width, l0, config.initial_beta, weights).to(device)
         gradients, stream = flat.SteeredGradients(model, l0), dictionary.stream(f"phase{level}")
         with together(stage, device) as folder:

@@ -23,7 +23,7 @@ def main() -> None:
         latents = stage.params(LatentConfig)
         start(stage, device)
         train, val = read_train(stage, device), read_store(stage, "val", device)
-        width = dictionary.widths(train.d_in)[0]
+        width = dictionary.width(1, train.d_in)
         kind, weights = latents.activation, dictionary.weights(1)
         model = variants.drawn(kind, train.d_in, width, k=latents.k1, beta=c.beta1, stream=weights).to(device)
 

@@ -24,7 +24,7 @@ def main() -> None:
         start(stage, device)
         level1 = variants.load(*read_tensors(stage.input("models/phase1.safetensors"))).to(device)
         train, val = read_train(stage, device), read_store(stage, "val", device)
-        width = dictionary.widths(train.d_in)[1]
+        width = dictionary.width(2, train.d_in)
 
         with together(stage, device) as folder:
             stream = dictionary.stream("phase2")

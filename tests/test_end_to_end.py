@@ -1,13 +1,17 @@
 """The real pipeline, run by dvc on a copy of the project with tiny parameters."""
 
 import json
+import os
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from hsae import config, samples
+from tests import stages_log
 from tests.project import Project, stages_run
 
 if TYPE_CHECKING:
@@ -36,13 +40,36 @@ CONTROLS = {f"control@{name}" for name in ("trained", "random_decoder", "random_
 TRACED = {"causal_tracing", "steering", "interpretability_proxy"}
 LOOKED_AT = {"recurrence", "latent_effects", "build_study", "score_study", "build_explorer", "case_studies"}
 ANALYSES = {"mutual_information", "feature_clustering", "absorption", *TRACED, *LOOKED_AT}
-AFTER_BETA2 = {"phase2", "phase3", "evaluate_hsae", "evaluate", *ANALYSES, *CONTROLS, "report"}
+AFTER_BETA2 = {"phase2", "phase3", "untrained", "evaluate_hsae", "evaluate", *ANALYSES, *CONTROLS, "report"}
 ALL_STAGES = (
     {"prepare_data", "train_transformer", "extract_activations", "phase1", "synthetic", *AFTER_BETA2}
     | RIVALS["level1"]
     | RIVALS["level2"]
     | {f"clustering_baseline@{method}" for method in METHODS["clustering"]}
 )
+# Stages that choose (a matching, a parent, a case, a bin, the best of several) and score what they chose.
+CHOOSING = {
+    "train_transformer",
+    "evaluate_hsae",
+    "mutual_information",
+    "absorption",
+    "interpretability_proxy",
+    "feature_clustering",
+    "causal_tracing",
+    "steering",
+    "latent_effects",
+    "case_studies",
+    "synthetic",
+    *CONTROLS,
+}
+# Parameters that are read only where no compiler builds the kernels, or for kinds that have none.
+BY_AUTOGRAD = {
+    "phase2: beta1",
+    "phase2: weight_x_from_h1",
+    "phase2: level1_grad_scale",
+    "phase3: beta1",
+    "phase3: beta2",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +79,12 @@ def site_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, site_cache: Path) -> tuple[Project, Project]:
-    """Two projects after their first `dvc repro`, which ran at the same time; both committed."""
+    """Two projects after their first `dvc repro`, which ran at the same time; both committed.
+
+    The stages of the second one log (tests/stages_log.py), into `log` beside it.
+    """
     first, second = (Project.create(tmp_path_factory.mktemp(name), site_cache) for name in ("project", "other"))
+    second.env = stages_log.logging_to(second.path.with_name(f"{second.path.name}.log"), second.env)
     with ThreadPoolExecutor() as pool:
         for output in pool.map(lambda project: project.run("dvc", "repro"), (first, second)):
             assert stages_run(output) == ALL_STAGES
@@ -66,6 +97,13 @@ def both(tmp_path_factory: pytest.TempPathFactory, site_cache: Path) -> tuple[Pr
 def reproduced(both: tuple[Project, Project]) -> Project:
     """One of them."""
     return both[0]
+
+
+@pytest.fixture(scope="module")
+def log(both: tuple[Project, Project]) -> list[dict[str, Any]]:
+    """What its stages logged."""
+    path = both[1].path
+    return stages_log.read(path.with_name(f"{path.name}.log"))
 
 
 @pytest.fixture
@@ -97,6 +135,33 @@ def test_two_clones_give_byte_identical_results(both: tuple[Project, Project]):
     first, second = (project.digests(*results) for project in both)
     assert first.keys() == second.keys()
     assert [path for path, content in first.items() if second[path] != content] == []
+
+
+def test_every_generator_is_seeded_by_a_stream_of_its_own(log: list[dict[str, Any]]):
+    assert {entry["stage"].split()[0].removeprefix("stages.") for entry in log} >= {"phase1", "synthetic", "control"}
+    assert sum("seeder" in entry for entry in log) > 20
+    assert stages_log.offences(log) == []
+
+
+def test_a_stage_uses_every_parameter_that_it_lists(
+    reproduced: Project, log: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    """It can use no other: `Stage.params` withholds them."""
+    monkeypatch.chdir(reproduced.path)
+    stages = [name.replace("@", "/") for name in ALL_STAGES]
+    listed = {name: config.listed(name, "params") for name in stages}
+    assert set(stages_log.unused(log, listed)) <= BY_AUTOGRAD
+
+
+def test_nothing_is_chosen_and_scored_on_the_same_samples(reproduced: Project):
+    records = {
+        str(file.relative_to(reproduced.path / "metrics").with_suffix("")).replace("/", "@"): content["samples"]
+        for file in (reproduced.path / "metrics").rglob("*.json")
+        if "samples" in (content := json.loads(file.read_text()))
+    }
+    files = {"hsae": "evaluate_hsae"}  # of the stage that writes it, where it has another name
+    assert {name: shared for name, of in records.items() if (shared := samples.shared(of))} == {}
+    assert {files.get(name, name) for name, of in records.items() if of} == CHOOSING
 
 
 def test_a_second_clone_pulls_all_of_it_from_the_remote_and_runs_nothing(
@@ -208,6 +273,17 @@ def test_dvc_reports_a_refused_stage_and_records_nothing(project: Project):
     project.run("git", "restore", "params.yaml", "dvc.lock", "metrics", "plots")
     project.run("dvc", "checkout")
     assert stages_run(project.run("dvc", "repro")) == set()
+
+
+def test_without_the_project_s_environment_dvc_ends_in_one_line_that_says_so(project: Project, tmp_path: Path):
+    other = Path(sys.base_prefix) / "bin/python"
+    if subprocess.run([other, "-c", "import torch"], capture_output=True).returncode == 0:
+        pytest.skip("Python has torch without an environment")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(other)
+    project.env["PATH"] = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    result = project.try_run(f"{os.path.dirname(sys.executable)}/dvc", "repro", "--force", "--single-item", "phase1")
+    assert "run `. .venv/bin/activate` first" in refused(result)
 
 
 def test_a_misspelt_override_is_refused_by_name(project: Project):

@@ -90,6 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the stages of `PIPELINE` ran, with a dvc.lock that says so."""
     folder = tmp_path_factory.mktemp("made")
     shutil.copy(ROOT / "dvc.yaml", folder)
+    shutil.copytree(ROOT / "versions", folder / "versions")
     params = OmegaConf.merge(OmegaConf.load(ROOT / "params.yaml"), TINY, {"threads": 1, "device": "cpu"})
     params.extract_activations.block_tokens = 5000
     OmegaConf.save(params, folder / "params.yaml")

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hsae import kernels
@@ -88,3 +89,9 @@ def test_a_compiler_that_cannot_say_its_version_is_no_error(monkeypatch: pytest.
 
     monkeypatch.setattr(subprocess, "run", fail)
     assert kernels.library() is None
+
+
+def test_an_argument_that_no_kernel_takes_is_refused_by_name():
+    assert kernels._convert("decode", None) is None
+    with pytest.raises(TypeError, match=r"decode: np.float32\(1.5\) of type float32 is no tensor, int, float or None"):
+        kernels._convert("decode", np.float32(1.5))

@@ -1,6 +1,7 @@
 """dvc.yaml says the truth: a stage depends on exactly the modules that it imports; imports go downward."""
 
 import ast
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,31 @@ def test_a_stage_depends_on_exactly_the_modules_that_it_imports(name: str):
     modules = imported_transitively(ROOT / "stages" / f"{name}.py")
     expected = {str(file.relative_to(ROOT)) for file in modules | compiled(modules)}
     assert {dep for dep in STAGES[name]["deps"] if dep.endswith((".py", ".cpp"))} == expected
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_lists_nothing_twice_and_the_versions_that_can_change_its_numbers(name: str):
+    stage = STAGES[name]
+    for kind in ("deps", "params", "outs", "metrics", "plots"):
+        written = [str(entry) for entry in stage.get(kind, [])]
+        assert len(set(written)) == len(written), kind
+    makes_tokens_or_activations = name in ("prepare_data", "train_transformer", "extract_activations")
+    expected = {"versions/numerics.lock"} | ({"versions/text.lock"} if makes_tokens_or_activations else set())
+    assert {dep for dep in stage["deps"] if dep.startswith("versions/")} == expected
+
+
+def test_the_versions_are_those_of_the_lock_and_of_what_is_installed():
+    locked = (ROOT / "requirements.lock").read_text().splitlines()
+    packages = {
+        "numerics": ["networkx", "numpy", "scikit-learn", "scipy", "torch"],
+        "text": ["gguf", "tokenizers", "transformers"],
+    }
+    for name, expected in packages.items():
+        lines = (ROOT / f"versions/{name}.lock").read_text().splitlines()
+        assert [line.partition("==")[0] for line in lines] == expected
+        assert set(lines) <= set(locked), "run `make versions`"
+        for package in expected:
+            assert f"{package}=={version(package).partition('+')[0]}" in lines
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -27,7 +27,6 @@ SWEEP = {
     "reference": "reference",
     "conditions": {"reference": {}, "dense": {"beta1": 0.001}},
     "headline": {"level1.l0": "level 1: L0"},
-    "claims": [],
 }
 
 
@@ -38,6 +37,7 @@ def shorten(project: Project) -> None:
     others = {"cmd": "false", "params": [*project.params()], "frozen": True}
     OmegaConf.save({"stages": {**stages, "others": others}}, project.path / "dvc.yaml")
     OmegaConf.save(SWEEP, project.path / "hsae/sweeps/ablations.yaml")
+    OmegaConf.save({"seeds": SWEEP["seeds"], "claims": []}, project.path / "docs/claims.yaml")
     module = project.path / "hsae/experiments.py"
     patient = module.read_text()
     assert "POLL_SECONDS = 30.0" in patient

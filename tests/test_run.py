@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from hsae import run
+from hsae import kernels, run
 from hsae.losses import Coefficients
 from hsae.run import Compute
 from tests.torture import heed_interrupts
@@ -31,7 +32,14 @@ weight_h1_from_h2: 1.0
 weight_x_from_h2: 1.0
 level1_grad_scale: 0.1
 """
-PIPELINE = "stages: {phase2: {params: [" + ", ".join(line.split(":")[0] for line in PARAMS.splitlines()) + "]}}\n"
+KEYS = [line.split(":")[0] for line in PARAMS.splitlines()]
+PIPELINE = f"""\
+vars: [{{flat: {{topk: {{level: 1}}}}}}]
+stages:
+  phase1: {{params: [device, threads, beta1]}}
+  phase2: {{params: [{", ".join(KEYS)}]}}
+  flat_baseline: {{foreach: "${{flat}}", do: {{params: [device, threads, "beta${{item.level}}"]}}}}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -54,17 +62,60 @@ def test_an_undisturbed_stage_ends_without_complaint():
         assert stage.input("input").read_text() == "content"
 
 
-def test_editing_a_parameter_that_was_read_voids_the_result(workspace: Path):
-    changed = r"error: phase2: params.yaml \(beta1, beta2.*changed during the run"
+def test_editing_a_parameter_of_the_stage_voids_the_result(workspace: Path):
+    changed = r"error: phase2: params.yaml \(beta2\) changed during the run"
     with pytest.raises(SystemExit, match=changed), run.stage("phase2") as stage:  # noqa: PT012
         stage.params(Coefficients)
-        (workspace / "params.yaml").write_text(PARAMS.replace("0.1", "0.2"))
+        (workspace / "params.yaml").write_text(PARAMS.replace("beta2: 0.1", "beta2: 0.2"))
 
 
-def test_editing_a_parameter_that_was_not_read_does_no_harm(workspace: Path):
-    with run.stage("phase2") as stage:
+@pytest.mark.parametrize("name", ["phase1", "flat_baseline/topk"])
+def test_editing_a_parameter_that_dvc_does_not_list_for_the_stage_does_no_harm(workspace: Path, name: str):
+    folders = []
+    for beta2 in ("0.1", "0.2"):
+        (workspace / "params.yaml").write_text(PARAMS.replace("beta2: 0.1", f"beta2: {beta2}"))
+        with run.stage(name) as stage:
+            assert stage.params(Coefficients).beta1 == 0.01
+            (workspace / "params.yaml").write_text(PARAMS.replace("beta2: 0.1", "beta2: 0.3"))
+            folders.append(stage.folder())
+    assert folders[0] == folders[1]
+
+
+def test_what_was_read_once_stays_as_it_was(workspace: Path):
+    with pytest.raises(SystemExit, match=r"\(beta1\) changed during the run"), run.stage("phase1") as stage:  # noqa: PT012
         stage.params(Compute)
-        (workspace / "params.yaml").write_text(PARAMS.replace("0.1", "0.2"))
+        (workspace / "params.yaml").write_text(PARAMS.replace("beta1: 0.01", "beta1: 0.02"))
+        assert stage.params(Coefficients).beta1 == 0.01
+
+
+def test_using_a_parameter_that_dvc_does_not_list_for_the_stage_ends_it_in_one_line():
+    used = "error: phase1: it uses `beta2`, which dvc.yaml does not list among its params"
+    with pytest.raises(SystemExit, match=used), run.stage("phase1") as stage:
+        _ = stage.params(Coefficients).beta2
+    with pytest.raises(AttributeError, match="no attribute 'beta3'"), run.stage("phase1"):
+        _ = Coefficients.beta3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_stage_that_dvc_does_not_know_is_refused():
+    with pytest.raises(SystemExit, match=r"error: phase9: dvc\.yaml has no stage `phase9`"), run.stage("phase9"):
+        pass
+
+
+def test_another_version_than_the_one_that_the_stage_depends_on_is_refused(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+):
+    (workspace / "versions").mkdir()
+    versions = workspace / "versions/numerics.lock"
+    (workspace / "dvc.yaml").write_text("stages: {phase2: {deps: [versions/numerics.lock], params: [seed]}}")
+    versions.write_text(f"no-such-package==1.0\ntorch=={torch.__version__.partition('+')[0]}\n")
+    with run.stage("phase2"):
+        print("begun")
+    assert capsys.readouterr().out == "begun\n"
+    versions.write_text("torch==1.0.0\n")
+    refusal = "error: phase2: `torch` must be 1.0.0, as versions/numerics.lock says: install requirements.lock, or"
+    with pytest.raises(SystemExit, match=refusal), run.stage("phase2"):
+        print("begun")
+    assert capsys.readouterr().out == ""
 
 
 def test_replacing_an_input_voids_the_result(workspace: Path):
@@ -83,7 +134,18 @@ def test_editing_code_voids_the_result(workspace: Path, monkeypatch: pytest.Monk
 
 def test_the_guard_watches_every_imported_module_of_the_project():
     watched = {path.name for path in run._code()}
-    assert {"run.py", "config.py", "losses.py"} <= watched
+    assert kernels.SOURCE.is_file()
+    assert {"run.py", "config.py", "losses.py", "kernels.cpp"} <= watched
+
+
+@pytest.mark.parametrize("name", ["hsae/a.py", "hsae/a/b/c.py", "stages/a/b.py"])
+def test_the_guard_watches_modules_at_any_depth(monkeypatch: pytest.MonkeyPatch, name: str):
+    module = ModuleType("deep")
+    module.__file__ = str(ROOT / name)
+    monkeypatch.setitem(sys.modules, "deep", module)
+    assert ROOT / name in run._code()
+    module.__file__ = str(ROOT / "tests/a.py")
+    assert ROOT / "tests/a.py" not in run._code()
 
 
 def test_a_missing_input_is_named():

@@ -262,6 +262,7 @@ def test_parameters_out_of_range_are_refused_by_name(name: str, value: float):
 def run_stage(folder: Path, asked: Trials, found: Responses) -> subprocess.CompletedProcess[str]:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "versions", folder / "versions", dirs_exist_ok=True)
     for name in ("data/study", "study"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "data/study/trials.json").write_text(trials_file.dumps(asked), encoding="utf-8")

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from hsae import context_bootstrap, experiments, presets, search, seed_models, sweep, sweep_config
+from hsae import claims, context_bootstrap, experiments, presets, search, seed_models, sweep, sweep_config
+from hsae.claims import Claim
 from hsae.config import flatten
 from hsae.experiments import Recipe
 from hsae.ground_truth import GroundTruthConfig
@@ -17,7 +18,7 @@ from hsae.losses import Coefficients
 from hsae.statistics import paired_comparison
 from hsae.streams import Stream
 from hsae.sweep import activations_of, main
-from hsae.sweep_config import SCHEMAS, Ablations, Claim, Comparison, Controls, Frontier, GroundTruth, load
+from hsae.sweep_config import SCHEMAS, Ablations, Comparison, Controls, Frontier, GroundTruth, load
 from hsae.sweep_results import collect, compare, judge, matched, points, summarize, tidy
 from hsae.training import Phase
 from hsae.workers import share
@@ -52,6 +53,11 @@ def frontier(**changes: Any) -> Frontier:
         "matched_l0": {"level1": [4, 100], "level2": [2]},
     }
     return Frontier(**{**values, **changes})
+
+
+def claim(condition: str, metric: str = "level1.fvu", direction: str = "up", compared: str = "as is") -> Claim:
+    """Of a component that is called as the condition that lacks it."""
+    return Claim(condition, condition, metric, compared, direction)
 
 
 def test_every_condition_is_run_from_every_seed_and_seeds_of_a_condition_stand_together():
@@ -91,10 +97,9 @@ def test_what_a_condition_cannot_change_is_refused_with_its_name(condition: dict
         ({"seeds": [1, 1]}, "`seeds` must be at least one, each once; not [1, 1]"),
         ({"conditions": {"No cosine": {}}}, "`conditions` must be named in lower case, digits and _; not 'No cosine'"),
         ({"reference": "gone"}, "`reference` must be one of the conditions reference, off, long; not 'gone'"),
-        ({"claims": [Claim("gone", "level1.l0", "up")]}, "`claims.condition` must be one of off, long; not 'gone'"),
-        ({"claims": [Claim("reference", "level1.l0", "up")]}, "`claims.condition` must be one of off, long; not"),
-        ({"claims": [Claim("off", "l0", "up")]}, "`claims.metric` must be one of level1.fvu, level1.l0; not 'l0'"),
-        ({"claims": [Claim("off", "level1.l0", "left")]}, "`claims.direction` must be up or down; not 'left'"),
+        ({"claims": [claim("gone")]}, "`claims.condition` must be one of off, long; not 'gone'"),
+        ({"claims": [claim("reference")]}, "`claims.condition` must be one of off, long; not"),
+        ({"claims": [claim("off"), claim("off")]}, "`claims.component` must be each once; not ['off', 'off']"),
     ],
 )
 def test_a_bad_description_is_refused(changes: dict[str, Any], message: str):
@@ -212,30 +217,30 @@ def test_a_headline_metric_that_no_result_has_is_refused():
         compare(frame, ["level1.x"], "reference")
 
 
-def comparison(condition: str, difference: float, p: float, metric: str = "level1.fvu") -> dict[str, Any]:
+def comparison(component: str, difference: float, p: float) -> dict[str, Any]:
     low, high = difference - 1, difference + 1
     return {
-        "condition": condition, "metric": metric, "n": 8, "difference": difference, "low": low, "high": high, "p": p,
+        "condition": component, "metric": component, "n": 8, "difference": difference, "low": low, "high": high, "p": p,
     }  # fmt: skip
 
 
 def test_claims_hold_by_sign_and_by_holm_over_the_claims_alone():
     rows = [comparison("a", 1, 0.01), comparison("b", 1, 0.02), comparison("c", -1, 0.03), comparison("d", 1, 0.001)]
     extra = [comparison(f"unclaimed{i}", 1, 0.0001) for i in range(20)]
-    claims = [Claim("a", "level1.fvu", "up"), Claim("b", "level1.fvu", "down"), Claim("c", "level1.fvu", "down")]
-    judged = judge(pd.DataFrame(extra + rows), claims)
+    said = [claim("a"), claim("b", direction="down"), claim("c", direction="down")]
+    judged = judge(pd.DataFrame(extra + rows), said)
     # .01 * 3, .02 * 2 and .03 * 1, the last raised to the one before it.
     np.testing.assert_allclose([row["p_holm"] for row in judged], [0.03, 0.04, 0.04])
     assert [row["holds"] for row in judged] == [True, False, True]
     assert judged[0] == {
-        "condition": "a", "metric": "level1.fvu", "direction": "up", "n": 8, "difference": 1, "low": 0, "high": 2,
-        "p": 0.01, "p_holm": pytest.approx(0.03), "holds": True,
+        "component": "a", "condition": "a", "metric": "level1.fvu", "compared": "as is", "direction": "up",
+        "null": None, "how": None, "n": 8, "difference": 1, "low": 0, "high": 2, "p": 0.01,
+        "p_holm": pytest.approx(0.03), "holds": True,
     }  # fmt: skip
 
 
 def test_a_claim_that_cannot_be_tested_yet_does_not_hold_and_counts_in_the_family():
-    claims = [Claim("a", "level1.fvu", "up"), Claim("b", "level1.fvu", "up"), Claim("a", "level1.l0", "up")]
-    judged = judge(pd.DataFrame([comparison("a", 1, 0.02)]), claims)
+    judged = judge(pd.DataFrame([comparison("a", 1, 0.02)]), [claim("a"), claim("b"), claim("c")])
     assert judged[0]["p_holm"] == pytest.approx(0.06)
     assert [row["holds"] for row in judged] == [False] * 3
     assert [judged[1][key] for key in ("n", "difference", "low", "high", "p", "p_holm")] == [None] * 6
@@ -323,7 +328,7 @@ def strict(path: str) -> Any:
 
 def test_ablations_are_collected_into_a_table_a_summary_and_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    swept = ablations(claims=[Claim("off", "level1.fvu", "up"), Claim("long", "level1.fvu", "up")])
+    swept = ablations(claims=[claim("off"), claim("long")])
     of_seeds = results({"reference": [0.5, 0.7], "off": [0.6, 0.9], "long": [0.4, None]})
     collect("ablations", swept, of_seeds, ["ablations-long-2"])
     assert pd.read_csv("metrics/ablations.csv").columns.tolist() == ["condition", "seed", "metric", "value"]
@@ -341,7 +346,7 @@ def test_ablations_of_one_seed_have_means_but_no_comparison_and_no_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    swept = ablations(claims=[Claim("off", "level1.fvu", "up")])
+    swept = ablations(claims=[claim("off")])
     collect("ablations", swept, results({"reference": [0.5], "off": [0.6]}), [])
     assert strict("metrics/ablations.json")["conditions"]["off"]["level1.fvu"] == {
         "mean": 0.6,
@@ -349,6 +354,47 @@ def test_ablations_of_one_seed_have_means_but_no_comparison_and_no_figure(
         "n": 1,
     }
     assert not Path("plots").exists()
+
+
+def test_claims_at_matched_l0_are_judged_by_the_frontier_of_the_same_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    swept = ablations(seeds=[0, 1, 2], claims=[claim("off", compared="matched L0"), claim("long", "level1.l0")])
+    of_seeds = results({"reference": [0.5, 0.5, 0.5], "off": [0.75, 1.0, 1.5]})
+    for (condition, _), content in of_seeds.items():
+        content["level1"]["l0"] = 8.0 if condition == "off" else 16.0
+    points = [
+        {"seed": seed, "level": 1, "l0": l0, "fvu": fvu} for seed in (0, 1) for l0, fvu in ((8.0, 0.75), (16.0, 0.5))
+    ]
+    collect("ablations", swept, of_seeds, [], own_frontier=pd.DataFrame(points))
+    first, second = strict("metrics/ablations.json")["claims"]
+    # Beyond the frontier off has 0 and .25, the reference nothing; seed 2 has no frontier.
+    assert (first["n"], first["difference"]) == (2, pytest.approx(0.125))
+    assert first["p_holm"] == pytest.approx(2 * first["p"]), "the claim that cannot be tested yet counts with p = 1"
+    assert second["p_holm"] is None
+
+
+def test_the_frontier_is_read_from_what_is_kept_under_the_names_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "load", lambda name: {"frontier": frontier()}[name])
+    monkeypatch.setattr(sweep, "read_recipe", lambda target: Recipe(target, {}, {}, PARAMS))
+    monkeypatch.setattr(Recipe, "name", lambda _self, label, _overrides: f"{label}-now")
+    kept = {"frontier-dense-0-now": evaluation(16, 0.125), "frontier-sparse-0-old": evaluation(2, 0.5)}
+    sweep.write_kept("frontier", "a" * 32, kept)
+    own = sweep.read_frontier("a" * 32)
+    assert own[["method", "level", "seed", "l0", "fvu"]].iloc[0].tolist() == ["HSAE", 1, 0, 16, 0.125]
+    assert set(own["condition"]) == {"dense"}
+    assert sweep.read_frontier("b" * 32).empty
+
+
+@pytest.mark.parametrize("seeds", [[100], [*range(99, 107)]])
+def test_ablations_run_the_seeds_of_their_claims(monkeypatch: pytest.MonkeyPatch, seeds: list[int]):
+    monkeypatch.setattr(claims, "read", lambda: {"seeds": seeds, "claims": []})
+    with pytest.raises(
+        ValueError, match=rf"ablations.yaml: `seeds` must be those of the claims, {re.escape(str(seeds))}"
+    ):
+        load("ablations")
 
 
 def test_known_hierarchies_are_collected_by_method_and_difficulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -624,6 +670,27 @@ def test_the_command_runs_every_condition_and_seed_and_collects_them(
     assert "4 of 4 experiments are finished; 0 are missing" in capsys.readouterr().out
 
 
+def test_the_command_has_claims_at_matched_l0_judged_by_the_frontier_on_the_same_activations(
+    fake: FakeProject, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str | None] = []
+
+    def read_frontier(activations: str | None) -> pd.DataFrame:
+        asked.append(activations)
+        return pd.DataFrame([{"level": 1, "seed": seed, "l0": 8.0, "fvu": seed / 8} for seed in (0, 1)])
+
+    conditions = {"reference": {}, "off": {"beta1": 0.0}}
+    swept = ablations(conditions=conditions, claims=[claim("off", compared="matched L0")])
+    monkeypatch.setattr(sweep, "load", lambda _: swept)
+    monkeypatch.setattr(sweep, "read_frontier", read_frontier)
+    fake.locks = dict.fromkeys("1235", LOCK.format(md5="a" * 32))
+    fake.done = dict(zip(LABELS, "1235", strict=True))
+    main(["ablations", "--collect"])
+    assert asked == ["a" * 32]
+    judged = strict("metrics/ablations.json")["claims"][0]
+    assert (judged["n"], judged["difference"]) == (2, pytest.approx(0.25))
+
+
 def test_what_failed_ends_the_command_with_one_line_after_the_rest_is_collected(fake: FakeProject):
     fake.done = dict(zip(LABELS[:3], "123", strict=True))
     with pytest.raises(
@@ -790,7 +857,7 @@ def test_the_shares_of_a_sweep_are_all_of_it_and_each_experiment_is_in_one(name:
 def test_a_seed_with_all_its_conditions_is_in_one_share_where_their_number_divides_that_of_the_seeds():
     sweep = load("ablations")
     own = [*sweep.runs(committed_params())][share("2/4")]
-    assert {seed for _, seed in own} == {1, 5}
+    assert {seed for _, seed in own} == {101, 105}
     assert len(own) == 2 * len(sweep.conditions)
 
 

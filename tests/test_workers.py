@@ -64,7 +64,7 @@ def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals):
     script = tmp_path / "parent.py"
     script.write_text(
         "from hsae import run\nfrom hsae.workers import workers\nfrom tests.test_workers import report_and_sleep\n"
-        "if __name__ == '__main__':\n    with run.stage('parent'), workers('parts', 2) as each:\n"
+        "if __name__ == '__main__':\n    with run.stage('synthetic'), workers('parts', 2) as each:\n"
         f"        list(each(report_and_sleep, ['{tmp_path}'] * 2))\n"
     )
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -77,7 +77,7 @@ def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals):
     parent.send_signal(number)
     _, complaint = parent.communicate(timeout=30)
     if number == signal.SIGTERM:
-        assert (parent.returncode, complaint) == (1, "error: parent: stopped before its end\n")
+        assert (parent.returncode, complaint) == (1, "error: synthetic: stopped before its end\n")
     until = time.monotonic() + 10
     while any(is_running(int(file.stem)) for file in found):
         assert time.monotonic() < until, "a worker goes on"
