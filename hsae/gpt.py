@@ -7,6 +7,7 @@ learned positions, tied embeddings, no biases, residual projections initialised 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
