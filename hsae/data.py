@@ -71,13 +71,18 @@ def split(
     return {"train": documents, **{name: splits[name] for name in ("final", "val", "test")}}
 
 
-def context_starts(ranges: Integer[Tensor, "range 2"], context: int) -> Int[Tensor, " window"]:
+def context_starts(ranges: Integer[Tensor, "range 2"], context: int, most: int | None = None) -> Int[Tensor, " window"]:
     """Where the contexts of a split begin: consecutive ones of `context` inputs and one more target in each range.
 
-    What is left of a range, and a range that is shorter, belongs to no context. Raises ValueError if there is none.
+    What is left of a range, and a range that is shorter, belongs to no context. Where there are more than `most`, the
+    first ones of each range are taken, from all ranges the same share: no document stands for all of them. Raises
+    ValueError if there is no context.
     """
     counts = (ranges[:, 1] - ranges[:, 0] - 1).clamp(min=0) // context
     _check_contexts(counts, ranges, context)
+    if most is not None and most < counts.sum():
+        ends = (counts.cumsum(0) * most).div(counts.sum(), rounding_mode="floor")
+        counts = ends.diff(prepend=ends.new_zeros(1))
     first = counts.cumsum(0) - counts
     within = torch.arange(int(counts.sum())) - first.repeat_interleave(counts)
     return ranges[:, 0].repeat_interleave(counts) + context * within

@@ -34,9 +34,9 @@ def main() -> None:
         special = torch.tensor(read_json(stage.input("data/tokenizer.json"))["special"], dtype=torch.long)
         document_starts = torch.tensor([document["start"] for document in corpus["documents"]])
         context = model.context
-        starts = {name: context_starts(torch.tensor(ranges), context) for name, ranges in corpus["splits"].items()}
+        ranges = {name: torch.tensor(own) for name, own in corpus["splits"].items()}
         stream = Stream(config.seed, "extract_activations")
-        plan = Plan.draw(starts["train"], document_starts, context, config, stream)
+        plan = Plan.draw(context_starts(ranges["train"], context), document_starts, context, config, stream)
         sources = {path: fingerprint(Path(path)) for path in SOURCES}
 
         def residual(tokens: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def main() -> None:
             fitted = blocks.write(plan, made, make, tokens, special, config, sources)
             counts = {"first_block": fitted.counts}
             for name, n_tokens in {"val": config.val_tokens, **dict.fromkeys(HELD_OUT, config.test_tokens)}.items():
-                chosen = starts[name][: max(n_tokens // context, 1)]
+                chosen = context_starts(ranges[name], context, most=max(n_tokens // context, 1))
                 with Progress("extract_activations", len(chosen)) as bar:
                     rows = collect(residual, windows(tokens, chosen, context), chosen, document_starts, bar=bar)
                 rows = fitted.mask(rows, tokens)

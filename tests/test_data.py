@@ -129,3 +129,15 @@ def test_random_windows_repeat_for_a_stream_and_go_on_after_it():
     (first, next_), (again, _) = [[random_starts(ranges, 3, 8, g) for _ in range(2)] for g in generators]
     assert torch.equal(first, again)
     assert not torch.equal(first, next_)
+
+
+def test_where_a_split_has_more_contexts_than_are_wanted_each_document_gives_its_share():
+    ranges = torch.tensor([[0, 41], [50, 71], [80, 141]])  # four, two and six contexts of ten
+    whole = context_starts(ranges, 10)
+    assert context_starts(ranges, 10, most=6).tolist() == [0, 10, 50, 80, 90, 100]
+    assert context_starts(ranges, 10, most=1).tolist() == [80]
+    for most in range(1, 13):
+        taken = context_starts(ranges, 10, most=most)
+        assert len(taken) == most
+        assert set(taken.tolist()) <= set(whole.tolist())
+    assert context_starts(ranges, 10, most=99).tolist() == whole.tolist()

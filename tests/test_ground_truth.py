@@ -249,7 +249,7 @@ def test_level_1_is_steered_above_the_true_l0_and_then_to_it(monkeypatch: pytest
     small = dataclasses.replace(PHASE, batch_size=32)
     config = dataclasses.replace(
         CONFIG, start_l0=2.0, phase1=dataclasses.replace(small, epochs=12),
-        sharpening=dataclasses.replace(small, epochs=8, anneal_fraction=0.0),
+        sharpening=dataclasses.replace(small, epochs=24, anneal_fraction=0.0),
     )  # fmt: skip
     drawn = ground_truth.draw(config, STREAM)
     before: list[tuple[float, torch.Tensor]] = []

@@ -24,7 +24,9 @@ def hsae(seed: int) -> HierarchicalSAE:
 def val() -> Store:
     """Tokens on which every latent of `hsae` is active somewhere."""
     x, places = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)), torch.arange(500)
-    return Store(Activations(x, places, places, places), Normalizer(torch.zeros(12), torch.tensor(1.0)), 0, 10)
+    return Store(
+        Activations(x, places, places, places, places >= 0), Normalizer(torch.zeros(12), torch.tensor(1.0)), 0, 10
+    )
 
 
 def kill(model: HierarchicalSAE, level: int, latents: list[int]) -> None:

@@ -55,7 +55,12 @@ def val() -> Store:
     """Tokens on which every latent but that one is active somewhere."""
     x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     offsets, positions, documents = (torch.arange(300) for _ in range(3))
-    return Store(Activations(x, offsets, positions, documents), Normalizer(torch.zeros(4), torch.tensor(1.0)), 0, 10)
+    return Store(
+        Activations(x, offsets, positions, documents, offsets >= 0),
+        Normalizer(torch.zeros(4), torch.tensor(1.0)),
+        0,
+        10,
+    )
 
 
 def topk(seed: int) -> SAE:
