@@ -110,10 +110,10 @@ def labelled(store: Store, concepts: dict[str, Bool[ndarray, " corpus"]], n: int
     return Labelled(x, own, np.arange(len(x)) // store.context, offsets)
 
 
-def fit_probe(x: Float[ndarray, "n d"], has: Bool[ndarray, " n"]) -> Probe:
+def fit_probe(x: Float[ndarray, "n d"], has: Bool[ndarray, " n"], stream: Stream) -> Probe:
     """Logistic regression of a concept on activations, with scikit-learn's default penalty."""
-    # Newton's method: few steps, each of one product of x with itself.
-    fitted = LogisticRegression(solver="newton-cholesky").fit(x, has)
+    # Newton's method: few steps, each of one product of x with itself. It asks for random numbers and uses none.
+    fitted = LogisticRegression(solver="newton-cholesky", random_state=stream.number).fit(x, has)
     norm = np.linalg.norm(fitted.coef_[0])
     return Probe(fitted.coef_[0] / norm, float(-fitted.intercept_[0] / norm))
 
@@ -181,7 +181,7 @@ def measure(
     probes, found, projections = {}, {}, {}
     for name, has in fit.concepts.items():
         if min(has.sum(), (~has).sum(), score.concepts[name].sum()) >= config.min_tokens:
-            probes[name] = fit_probe(x, has)
+            probes[name] = fit_probe(x, has, stream.of("probe", name))
             projections[name] = x_score @ probes[name].direction
             found[name] = projections[name] > probes[name].cutoff
     weights = cluster_weights(int(score.contexts[-1]) + 1, stream)

@@ -52,7 +52,7 @@ class WardOnCentroids(ClusterMixin, BaseEstimator):
 
     def fit(self, X: np.ndarray, y: None = None) -> "WardOnCentroids":  # noqa: ARG002 (scikit-learn's signature)
         """Cluster the rows of `X` finely, then merge the centroids."""
-        leaves = KMeans(**self.leaves.get_params()).fit(X)
+        leaves = clustered(self.leaves, X)
         tree = AgglomerativeClustering(self.n_clusters, linkage="ward", compute_distances=True)
         self.leaf_centers_ = leaves.cluster_centers_
         self.leaf_labels_ = tree.fit_predict(self.leaf_centers_)
@@ -68,6 +68,11 @@ class WardOnCentroids(ClusterMixin, BaseEstimator):
 def kmeans(n_clusters: int, max_iter: int, stream: Stream) -> KMeans:
     """Lloyd's k-means from random rows: k-means++ takes longer than the clustering itself at 1,024 clusters."""
     return KMeans(n_clusters, init="random", n_init=1, max_iter=max_iter, random_state=stream.number)  # pyright: ignore[reportArgumentType]
+
+
+def clustered(start: KMeans, x: np.ndarray) -> KMeans:
+    """The rows of `x` by a k-means that is not changed: whoever starts from it comes to the same clusters."""
+    return KMeans(**start.get_params()).fit(x)
 
 
 def fit_clusters(
@@ -94,7 +99,7 @@ def fit_clusters(
     leaves = kmeans(n1, config.max_iter, stream.of("k-means"))  # for both: Ward's tree is over the same clusters
     match method:
         case "kmeans":
-            tensors = _own_leaves(leaves.fit(x))
+            tensors = _own_leaves(clustered(leaves, x))
         case "minibatch_kmeans":
             tensors = _own_leaves(_minibatch_kmeans(n1, config.max_iter, stream.of("mini-batches")).fit(x))
         case "ward":
@@ -141,6 +146,7 @@ def _gmm(x: np.ndarray, n_components: int, passes: int, stream: Stream) -> dict[
         # Added to variances, which are 1 on average over all rows: a component of few rows must not collapse.
         reg_covar=1e-3,
         max_iter=passes,
+        random_state=stream.of("EM").number,  # asked for, and not used: all that it could draw is given
         weights_init=np.full(n_components, 1 / n_components, x.dtype),
         means_init=start.cluster_centers_,
         precisions_init=np.full_like(start.cluster_centers_, 1 / variance),

@@ -93,9 +93,9 @@ def listed(stage: str, kind: str) -> list[str]:
     entries = [str(entry) for entry in written.get("do", written).get(kind, [])]
     if not any("${" in entry for entry in entries):
         return entries
-    known = {key: value for own in pipeline.get("vars", []) for key, value in own.items()}
+    known = parse_params() | {key: value for own in pipeline.get("vars", []) for key, value in own.items()}
     try:
-        known |= _item(written, part, known)
+        known |= _item(written, part, known) if part else {}
         return [re.sub(r"\$\{(.+?)\}", lambda name: str(_lookup(name[1], known)), entry) for entry in entries]
     except (LookupError, TypeError) as error:
         raise ValueError(f"{PIPELINE}: stage `{stage}` has a template that cannot be filled in ({error}).") from error

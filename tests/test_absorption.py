@@ -160,7 +160,7 @@ def test_half_of_a_concept_is_absorbed_where_the_main_latent_carries_the_other_h
 
 def test_the_probe_finds_the_direction_of_a_feature():
     data = on_features(features(0.0))
-    probe = absorption.fit_probe(data.x.numpy().astype(float), data.concepts["parent"])
+    probe = absorption.fit_probe(data.x.numpy().astype(float), data.concepts["parent"], Stream(0, "test"))
     assert np.linalg.norm(probe.direction) == pytest.approx(1)
     assert probe.direction @ dictionary(absorbing=False).directions[0].numpy() > 0.99
     assert ((data.x.numpy() @ probe.direction > probe.cutoff) == data.concepts["parent"]).all()
