@@ -40,7 +40,7 @@ class Basis:
 class Tracer:
     """A transformer whose residual stream after block `layer` is taken apart and put together again.
 
-    Not so at `masked` positions (`Store.masked_positions`): prompts and their counterfactuals do not differ there.
+    At `masked` positions (`Store.masked_positions`) it is left as it is: what differs there is no part of a difference.
     """
 
     model: CausalLM

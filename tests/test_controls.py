@@ -128,6 +128,16 @@ def test_a_transformer_fills_stores_as_the_one_that_they_are_of(store: Store, gp
     torch.testing.assert_close(test.normalizer.mean, expected.mean)
 
 
+def test_another_transformers_activations_are_normalised_by_what_is_kept(
+    store: Store, masked: Store, gpt: GPT, corpus_tokens: torch.Tensor
+):
+    (train,) = of_transformer(gpt, masked, [], corpus_tokens)
+    assert torch.equal(train.kept, masked.kept)
+    expected = Normalizer.fit(store.activations.acts[masked.kept])
+    torch.testing.assert_close(train.normalizer.scale, expected.scale)
+    torch.testing.assert_close(train.normalizer.mean, expected.mean)
+
+
 def test_an_untrained_transformer_has_a_stream_of_its_own(gpt: GPT):
     header = {"config": vars(gpt.config), "n_vocab": N_VOCAB}
     found, again, other = (untrained(header, Stream(seed, "test")) for seed in (3, 3, 4))
