@@ -103,11 +103,12 @@ class Probe:
 
 
 def labelled(store: Store, concepts: dict[str, Bool[ndarray, " corpus"]], n: int) -> Labelled:
-    """The first `n` rows of a store whose rows are contexts in their order, or all if there are fewer."""
-    x = store.x(slice(0, n))
-    offsets = store.activations.offsets[: len(x)].numpy()
-    own = {name: has[offsets] for name, has in concepts.items()}
-    return Labelled(x, own, np.arange(len(x)) // store.context, offsets)
+    """What is kept of the first `n` rows (all if there are fewer) of a store of contexts in their order."""
+    own = store.scored(slice(0, n))
+    rows = own.activations
+    offsets = rows.offsets.numpy()
+    contexts = pd.factorize(offsets - rows.positions.numpy())[0]
+    return Labelled(own.x(slice(None)), {name: has[offsets] for name, has in concepts.items()}, contexts, offsets)
 
 
 def fit_probe(x: Float[ndarray, "n d"], has: Bool[ndarray, " n"], stream: Stream) -> Probe:

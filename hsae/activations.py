@@ -161,8 +161,8 @@ def norms(acts: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
 class Store:
     """Activations of a split, or of a block of one, with the normalisation that the training split defines.
 
-    A split that is evaluated on is in whole contexts, in their order, so `x` has rows that are masked too: what goes
-    with the rows of `activations` reads `x` and leaves out what is not `kept`. A plain score reads `batches`.
+    A split that is evaluated on is in whole contexts, in their order, so `x` has rows that are masked too. What looks
+    at each row by itself reads `scored`, or `batches`; what needs whole contexts leaves out what is not `kept`.
     """
 
     activations: Activations
@@ -194,6 +194,19 @@ class Store:
             x, own = self.x(rows), self.kept[rows]
             if own.any():
                 yield x if own.all() else x[own.to(x.device)]
+
+    def scored(self, rows: slice) -> "Store":
+        """A store of those among some rows that are kept, and so no longer of whole contexts."""
+        own = self.kept[rows]
+        parts = {name: values[rows] for name, values in vars(self.activations).items()}
+        if not own.all():
+            parts = {name: values[own.to(values.device)] for name, values in parts.items()}
+        return replace(self, activations=Activations(**parts))
+
+    @property
+    def masked_positions(self) -> list[int]:
+        """Positions that are masked in every context: those of sinks. The rows must be whole contexts, in order."""
+        return (~self.kept.view(-1, self.context).any(0)).nonzero()[:, 0].tolist()
 
     def windows(self, tokens: Integer[Tensor, " corpus"]) -> Integer[Tensor, "window context_plus_1"]:
         """Tokens of the contexts that the rows, in their order, come from, each with the target after its last one."""

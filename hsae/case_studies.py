@@ -67,10 +67,11 @@ class CaseConfig:
 
 @dataclass(frozen=True)
 class LevelActs:
-    """Activations of both levels on a part of the text."""
+    """Activations of both levels on a part of the text; none on a token that is not kept."""
 
     h1: csc_array  # (token, child)
     h2: csc_array  # (token, parent)
+    kept: Bool[ndarray, " token"]
 
     @property
     def mass(self) -> Float[ndarray, " parent"]:
@@ -80,7 +81,7 @@ class LevelActs:
     @property
     def density(self) -> Float[ndarray, " parent"]:
         """The share of tokens on which each level-2 latent is active."""
-        return np.diff(self.h2.indptr) / self.h2.shape[0]  # pyright: ignore[reportOptionalSubscript]
+        return np.diff(self.h2.indptr) / self.kept.sum()
 
     def families(self, weight: Float[ndarray, "parent child"]) -> Bool[ndarray, "parent child"]:
         """Children, of positive decoder weight, that are TOGETHER with a parent here, and active on enough tokens."""
@@ -185,7 +186,7 @@ def case(material: Material, latent: int, config: CaseConfig, stream: Stream) ->
     frames = (material.latents, material.chosen, material.found)
     row, chosen, found = (frame.to_dict("index")[latent] for frame in frames)
     rule = _rule(row)
-    acts = material.shown.h2[:, [latent]].toarray().ravel()
+    acts, kept = material.shown.h2[:, [latent]].toarray().ravel(), material.shown.kept
     tasks = material.evidence.causal_shares().query("level == 2 and latent == @latent")
     return {
         "latent": latent,
@@ -196,7 +197,7 @@ def case(material: Material, latent: int, config: CaseConfig, stream: Stream) ->
         "rule": rule,
         "evidence": evidence(row, found, chosen["children"], tasks, float(np.median(material.latents["density"]))),
         "children": material.children(latent, config.children).to_dict("records"),
-        "examples": examples(acts, fires(material.text, rule), material.text, config, stream.of(latent)),
+        "examples": examples(acts, fires(material.text, rule) & kept, material.text, config, stream.of(latent)),
     }
 
 

@@ -10,7 +10,7 @@ two streams. Latents are patched at all positions at once.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -38,11 +38,15 @@ class Basis:
 
 @dataclass(frozen=True)
 class Tracer:
-    """A transformer whose residual stream after block `layer` is taken apart and put together again."""
+    """A transformer whose residual stream after block `layer` is taken apart and put together again.
+
+    At `masked` positions (`Store.masked_positions`) it is left as it is: what differs there is no part of a difference.
+    """
 
     model: CausalLM
     layer: int
     normalizer: Normalizer
+    masked: list[int] = field(default_factory=list)
 
     def stream(
         self, tokens: Int[Tensor, "prompt pos"], layer: int | None = None
@@ -90,7 +94,7 @@ class Runs:
     def codes(self, basis: Basis) -> Float[Tensor, "pair pos node"]:
         """How much more of each node there is after the prompt than after its counterfactual."""
         clean, corrupt = (_by_rows(self.tracer.normalizer, stream) for stream in (self.clean, self.corrupt))
-        return basis.encode(clean) - basis.encode(corrupt)
+        return self._unmasked(basis.encode(clean) - basis.encode(corrupt))
 
     @torch.no_grad()
     def metric(self, stream: Float[Tensor, "*more pair pos d_model"]) -> Float[Tensor, "*more pair"]:
@@ -116,7 +120,12 @@ class Runs:
     @torch.no_grad()
     def difference(self) -> Float[Tensor, "pair pos d_in"]:
         """All of the difference between the streams, normalised."""
-        return (self.clean - self.corrupt) / self.tracer.normalizer.scale
+        return self._unmasked((self.clean - self.corrupt) / self.tracer.normalizer.scale)
+
+    def _unmasked(self, difference: Float[Tensor, "pair pos some"]) -> Float[Tensor, "pair pos some"]:
+        """The same, in place, but for 0 at masked positions."""
+        difference[:, [position for position in self.tracer.masked if position < difference.shape[1]]] = 0
+        return difference
 
     def gradient(self, shares: list[float]) -> Float[Tensor, "pair pos d_in"]:
         """Gradient of the log odds by the normalised stream, averaged over points on the way from corrupt to clean.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
@@ -21,6 +21,14 @@ def _csr(acts: Float[ndarray, "batch latent"]) -> csr_array:
     n, width = acts.shape
     where = np.flatnonzero(acts != 0)  # four times as fast as of the numbers themselves
     return csr_array((acts.ravel()[where], where % width, np.searchsorted(where, width * np.arange(n + 1))), acts.shape)
+
+
+def among(acts: csr_array, kept: Bool[ndarray, " n"]) -> csr_array:
+    """Activations of the tokens of a text that are kept, among the others, on which nothing is active."""
+    sizes = np.zeros(len(kept), dtype=int)
+    sizes[kept] = np.diff(acts.indptr)
+    width = acts.shape[1]  # pyright: ignore[reportOptionalSubscript]
+    return csr_array((acts.data, acts.indices, np.append(0, np.cumsum(sizes))), shape=(len(kept), width))
 
 
 def activity(acts: csr_array) -> csc_array:

@@ -160,7 +160,7 @@ def of_transformer(
     filled = [
         replace(store.activations, acts=_collected(residual, store, tokens).to(device)) for store in (train, *others)
     ]
-    normalizer = Normalizer.fit(filled[0].acts)
+    normalizer = Normalizer.fit(filled[0].acts, filled[0].kept)
     return [Store(rows, normalizer, train.layer, train.context) for rows in filled]
 
 
@@ -177,10 +177,19 @@ def _collected(
 
 
 def shuffled(store: Store, stream: Stream) -> Store:
-    """Every coordinate permuted over tokens on its own: its distribution is kept, and nothing joint is."""
+    """Every coordinate permuted over tokens on its own: its distribution is kept, and nothing joint is.
+
+    What is masked stays where it is.
+    """
     generator = stream.torch()
-    acts = store.activations.acts
-    columns = [column[torch.randperm(len(acts), generator=generator).to(acts.device)] for column in acts.T.contiguous()]
+    acts, own = store.activations.acts, store.kept.nonzero()[:, 0]
+
+    def permuted(column: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        place = torch.arange(len(column))
+        place[own] = own[torch.randperm(len(own), generator=generator)]
+        return column[place.to(column.device)]
+
+    columns = [permuted(column) for column in acts.T.contiguous()]
     return replace(store, activations=replace(store.activations, acts=torch.stack(columns, 1)))
 
 
@@ -193,7 +202,7 @@ def measure(
     clustering: FeatureClusteringConfig,
     stream: Stream,
 ) -> dict[str, Any]:
-    """The headlines that need no transformer, on all rows of an ordered store; `text` is that of its rows.
+    """The headlines that need no transformer, on what is kept of an ordered store; `text` is that of these rows.
 
     level1, level2: `hierarchical.validate`; hierarchy: `hierarchy.summarize`, by what is chosen on another ordered
     store, `choose`; information: `shared_information.headline`; ami: `feature_clustering.headline`. None where a number
@@ -202,16 +211,16 @@ def measure(
     chosen, scored = (graph.measure(model, own.batches()) for own in (choose, store))
     W_dec, h1, h2 = model.level2.W_dec.detach().cpu().numpy(), scored.h1.toarray(), scored.h2.toarray()
     shared = shared_information.headline(h1, h2, W_dec, store.context, information, stream.of("information"))
-    parents = scored.parents("decoder").numpy()
+    parents, kept = scored.parents("decoder").numpy(), store.scored(slice(None))
     return {
-        "n_tokens": len(store),
+        "n_tokens": len(kept),
         **validate(model, store.batches()),
         "hierarchy": hierarchy.summarize(chosen, scored, model.level1.W_dec, store.context, stream.of("hierarchy")),
         "information": {name: shared[name] for name in INFORMATION},
         "ami": feature_clustering.headline(parents, scored.h1, text, clustering),
         "samples": [
             *hierarchy.samples(*(own.activations.offsets.numpy() for own in (choose, store))),
-            *shared_information.samples(store.activations.offsets.numpy()),
+            *shared_information.samples(kept.activations.offsets.numpy()),
         ],
     }
 

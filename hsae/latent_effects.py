@@ -93,14 +93,16 @@ def chosen_and_scored(
 def effects(model: CausalLM, store: Store, basis: Basis, config: EffectsConfig, name: str, stream: Stream) -> Effects:
     """Remove every latent of `basis`, one at a time, in contexts of `store` that are drawn among those it is active in.
 
-    Contexts are the first `config.contexts` (or all that there are). Parts of `stream` draw the contexts and the
-    directions of the null.
+    Contexts are the first `config.contexts` (or all that there are). Nothing is active on a row that is masked. Parts
+    of `stream` draw the contexts and the directions of the null.
     """
     acts = store.activations.acts.unflatten(0, (-1, store.context))[: config.contexts]
+    masked = ~store.kept.view(-1, store.context)[: config.contexts].to(acts.device)
     log_p = torch.cat([model.logits(part, store.layer).log_softmax(-1) for part in acts.split(BATCH)])
     # As many rows as contexts times latents: once, instead of again for every pair of them.
     codes = torch.cat([basis.encode(store.normalizer(part.flatten(0, 1))) for part in acts.split(BATCH)])
     codes = codes.view(*acts.shape[:2], -1)
+    codes[masked] = 0
     active_in = (codes > 0).any(1).cpu()
     active_in[:, codes.sum((0, 1)).argsort(descending=True, stable=True)[config.latents :].cpu()] = False
     random = random_directions(basis, stream.of("random directions"))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Bool, Float, Int, Int8
 from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional as F
@@ -186,7 +186,7 @@ def compare(
     y_train: Int8[ndarray, "train label"],
     y_test: Int8[ndarray, "test label"],
     names: list[str],
-    context: int,
+    kept: Bool[ndarray, "context pos"],
     config: ProbeConfig,
     stream: Stream,
 ) -> pd.DataFrame:
@@ -200,7 +200,7 @@ def compare(
     probe, choices = fit_probe(train, labels[0], sizes, config, stream.of("order of batches"))
     batches = zip(test.split(8192), labels[1].split(8192), strict=True)
     losses = torch.cat([probe.cross_entropies(*some) for some in batches])[:, 0].cpu().numpy()
-    found = bounds(losses, y_test.astype(int), names, context, config.resamples, stream.of("contexts drawn"))
+    found = bounds(losses, y_test.astype(int), names, kept, config.resamples, stream.of("contexts drawn"))
     return found.join(pd.DataFrame(choices))
 
 
@@ -208,7 +208,7 @@ def bounds(
     cross_entropies: Float[ndarray, "token label"],
     labels: Int[ndarray, "token label"],
     names: list[str],
-    context: int,
+    kept: Bool[ndarray, "context pos"],
     resamples: int,
     stream: Stream,
 ) -> pd.DataFrame:
@@ -217,18 +217,19 @@ def bounds(
     No probe does better than I(inputs; Y) allows (Barber & Agakov 2003); a better kind of probe may find more, so that
     a bound of an encoding may exceed that of what it encodes. Columns: label, entropy (H(Y), of the same tokens),
     bound, low, high (95% interval: percentiles over samples of whole contexts, as tokens of one are not independent)
-    and share (of H(Y)). All labels are measured on the same samples. Raises ValueError where the tokens are not
-    whole contexts.
+    and share (of H(Y)). All labels are measured on the same samples. The tokens are those of whole contexts that are
+    `kept`, in their order. Raises ValueError where they are not as many, or none.
     """
-    n = len(labels)
-    check("tokens", n, f"a multiple of the context (={context})", n > 0 and n % context == 0)
-    n_contexts = n // context
+    n_kept, n_contexts = int(kept.sum()), len(kept)
+    check("tokens", len(labels), f"as many as are kept (={n_kept}), and above 0", len(labels) == n_kept > 0)
     weights = stream.numpy().multinomial(n_contexts, np.full(n_contexts, 1 / n_contexts), resamples)
     weights = np.concatenate([np.ones((1, n_contexts)), weights])  # the first: what was measured
-    rows = []
+    n, rows = weights @ kept.sum(1), []
     for i, name in enumerate(names):
-        loss = weights @ cross_entropies[:, i].astype(float).reshape(n_contexts, context).sum(1) / n
-        entropy = _entropies(weights @ _counts(labels[:, i], context) / n)
+        losses = np.zeros(kept.shape)
+        losses[kept] = cross_entropies[:, i]
+        loss = weights @ losses.sum(1) / n
+        entropy = _entropies(weights @ _counts(labels[:, i], kept) / n[:, None])
         bound = entropy - loss
         low, high = np.quantile(bound[1:], [0.025, 0.975])
         share = bound[0] / entropy[0] if entropy[0] > 0 else np.nan
@@ -247,11 +248,11 @@ def nested(bounds: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]
     }  # pyright: ignore[reportReturnType]
 
 
-def _counts(classes: Int[ndarray, " token"], context: int) -> Float[ndarray, "context class"]:
+def _counts(classes: Int[ndarray, " token"], kept: Bool[ndarray, "context pos"]) -> Float[ndarray, "context class"]:
     """How often every class occurs in every context."""
     n_classes = int(classes.max(initial=0)) + 1
-    cells = np.arange(len(classes)) // context * n_classes + classes
-    return np.bincount(cells, minlength=len(classes) // context * n_classes).reshape(-1, n_classes).astype(float)
+    cells = kept.nonzero()[0] * n_classes + classes
+    return np.bincount(cells, minlength=len(kept) * n_classes).reshape(-1, n_classes).astype(float)
 
 
 def _entropies(p: Float[ndarray, "sample class"]) -> Float[ndarray, " sample"]:

@@ -79,7 +79,8 @@ def hierarchy(
     def latent(level: int, index: int, edge: dict[str, float] | None, children: list[Latent]) -> Latent:
         acts = (h1, h2)[level - 1][:, index]
         snippets = top_snippets(acts, store, tokens, vocabulary, config.n_snippets, config.snippet_chars)
-        return Latent(f"level {level}, latent {index}", (acts > 0).double().mean().item(), snippets, edge, children)
+        density = (acts > 0)[store.kept.to(acts.device)].double().mean().item()
+        return Latent(f"level {level}, latent {index}", density, snippets, edge, children)
 
     latents = []
     for parent in h2.double().sum(0).topk(min(config.n_parents, h2.shape[1])).indices.tolist():
@@ -211,6 +212,9 @@ def data_uri(png: Path) -> str:
 
 @torch.no_grad()
 def encode(model: HierarchicalSAE, store: Store) -> tuple[Float[Tensor, "n d_sae1"], Float[Tensor, "n d_sae2"]]:
-    """Activations of both levels on all rows of `store`."""
+    """Activations of both levels on all rows of `store`; 0 on what is masked."""
     h1 = torch.cat([model.level1.encode(x) for x in store.x(slice(0, len(store))).split(4096)])
-    return h1, torch.cat([model.level2.encode(chunk) for chunk in h1.split(4096)])
+    h2 = torch.cat([model.level2.encode(chunk) for chunk in h1.split(4096)])
+    for acts in (h1, h2):
+        acts[~store.kept.to(acts.device)] = 0
+    return h1, h2

@@ -42,7 +42,7 @@ class SteeringConfig:
 
 @dataclass(frozen=True)
 class Response:
-    """What a direction does at every dose, context by context; means over characters, nats."""
+    """What a direction does at every dose, context by context; means over characters that are kept, nats."""
 
     gain: Float[ndarray, "class dose context"]
     """Added log probability of each class of next characters."""
@@ -59,31 +59,28 @@ def responses(
     classes: Bool[Tensor, "class vocab"],
     config: SteeringConfig,
 ) -> list[Response]:
-    """The response to each direction (scaled to unit length) on the first contexts of a store.
+    """The response to each direction (scaled to unit length) on the first contexts of a store, added to what is kept.
 
     Raises ValueError if the store has fewer contexts than `config.contexts`.
     """
     acts = store.activations.acts.unflatten(0, (-1, store.context))
     check("contexts", config.contexts, f"at most the store's {len(acts)}", config.contexts <= len(acts))
     acts, windows = acts[: config.contexts], store.windows(tokens)[: config.contexts].long().to(acts.device)
-    norm = store.normalizer(acts.flatten(0, 1)).square().sum(1).mean().sqrt()
-    clean = [_measure(model, store.layer, part, own, classes) for part, own in _parts(acts, windows)]
+    kept = store.kept.view(-1, store.context)[: config.contexts].to(acts.device)
+    norm = store.normalizer(acts[kept]).square().sum(1).mean().sqrt()
+    parts = list(zip(acts.split(BATCH), windows.split(BATCH), kept.split(BATCH), strict=True))
+    clean = [_measure(model, store.layer, *part, classes) for part in parts]
     found = []
     with Progress("steering", len(directions)) as bar:
         for direction in directions / directions.norm(dim=1, keepdim=True):
             by_dose = []
             for dose in config.doses:
                 added = direction * (dose * norm * store.normalizer.scale)
-                parts = zip(_parts(acts, windows), clean, strict=True)
-                by_dose.append(
-                    torch.cat(
-                        [
-                            _measure(model, store.layer, part + added, own, classes) - base
-                            for (part, own), base in parts
-                        ],
-                        1,
-                    )
-                )
+                changed = [
+                    _measure(model, store.layer, part + added * own[..., None], following, own, classes) - base
+                    for (part, following, own), base in zip(parts, clean, strict=True)
+                ]
+                by_dose.append(torch.cat(changed, 1))
             changes = torch.stack(by_dose, 1).cpu().numpy().astype(float)
             found.append(Response(changes[1:], changes[0]))
             bar.advance()
@@ -96,16 +93,21 @@ def sample(
     layer: int,
     prompt: Int[Tensor, " pos"],
     added: Float[Tensor, "way d_model"],
+    masked: list[int],
     n_tokens: int,
     stream: Stream,
 ) -> Int[Tensor, "way n_tokens"]:
     """Continue a prompt at temperature 1, in several ways: with a vector added to the stream after block `layer`.
 
-    All ways draw with the same random numbers, so that they part only where the vectors part them.
+    It is added everywhere but at `masked` positions (`Store.masked_positions`). All ways draw with the same random
+    numbers, so that they part only where the vectors part them.
     """
     tokens, generator = prompt.expand(len(added), -1), stream.torch()
+    to = added.new_ones(model.context, 1)
+    to[masked] = 0
     for _ in range(n_tokens):
-        residual = model.residual(tokens[:, -model.context :], layer) + added[:, None]
+        residual = model.residual(tokens[:, -model.context :], layer)
+        residual = residual + added[:, None] * to[: residual.shape[1]]
         cumulative = model.last_logits(residual, layer).softmax(-1).cumsum(-1)
         drawn = torch.rand(1, generator=generator).to(cumulative.device) * cumulative[:, -1:]
         tokens = torch.cat([tokens, torch.searchsorted(cumulative, drawn).clamp(max=cumulative.shape[1] - 1)], 1)
@@ -182,17 +184,19 @@ def _interval(drawn: Float[ndarray, " draw"]) -> list[float] | None:
 
 
 def _measure(
-    model: CausalLM, layer: int, stream: Tensor, windows: Tensor, classes: Bool[Tensor, "class vocab"]
+    model: CausalLM,
+    layer: int,
+    stream: Float[Tensor, "context pos d_model"],
+    windows: Int[Tensor, "context pos_plus_1"],
+    kept: Bool[Tensor, "context pos"],
+    classes: Bool[Tensor, "class vocab"],
 ) -> Float[Tensor, "one_plus_class context"]:
-    """Mean cross-entropy of each context, and the mean log probability of each class."""
+    """Mean cross-entropy of each context, and the mean log probability of each class, over what is kept."""
     logits = model.logits(stream, layer)
     log_p = logits.log_softmax(-1)
-    of_classes = [log_p[..., own].logsumexp(-1).mean(1) for own in classes]
-    return torch.stack([next_token_loss(logits, windows).mean(1), *of_classes])
-
-
-def _parts(acts: Tensor, windows: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(acts.split(BATCH), windows.split(BATCH), strict=True))
+    of_classes = [log_p[..., own].logsumexp(-1) for own in classes]
+    values = torch.stack([next_token_loss(logits, windows), *of_classes])
+    return values.masked_fill(~kept, 0).sum(2) / kept.sum(1).clamp(min=1)
 
 
 def _number(value: float) -> float | None:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 
 from hsae import causal, explorer, run
-from hsae.coactivation import sparse_acts
+from hsae.coactivation import among, sparse_acts
 from hsae.dictionary import DictionaryConfig
 from hsae.explorer import ExplorerConfig, TextActs
 from hsae.files import read_json, read_tensors, write_text
@@ -24,11 +24,10 @@ def main() -> None:
         stores = {split: read_store(stage, split, device) for split in ("val", "test")}
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
-        sizes = {name: min(config.tokens, len(own)) // own.context * own.context for name, own in stores.items()}
-        characters = {
-            split: tokens[store.activations.offsets[: sizes[split]].long()].long().numpy()
-            for split, store in stores.items()
-        }
+        rows = {name: slice(min(config.tokens, len(own)) // own.context * own.context) for name, own in stores.items()}
+        parts = {name: store.scored(rows[name]) for name, store in stores.items()}
+        # The text that is shown is whole; on what is masked nothing is active.
+        whole, kept = (of[rows["test"]] for of in (stores["test"].activations.offsets, stores["test"].kept))
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         evaluation = read_json(stage.input("metrics/hsae.json"))
         evidence, study = read_evidence(stage), read_json(stage.input("metrics/study.json"))
@@ -38,15 +37,16 @@ def main() -> None:
             level = int(name.removeprefix("level"))
             choice, shown = (
                 TextActs(
-                    csc_array(sparse_acts(basis.encode, store.x(slice(0, sizes[split])).split(4096))), characters[split]
+                    csc_array(sparse_acts(basis.encode, own.x(slice(None)).split(4096))),
+                    tokens[own.activations.offsets.long()].long().numpy(),
                 )
-                for split, store in stores.items()
+                for own in parts.values()
             )
             directions = basis.directions.double().cpu().numpy()
-            acts[level] = shown.acts
+            acts[level] = csc_array(among(csr_array(shown.acts), kept.numpy()))
             known[level] = explorer.latents(choice, shown, directions, vocabulary, config)
-            snippets[level] = explorer.snippets(shown.acts, config, stream.of("snippets", level))
-        text = [vocabulary[token] for token in characters["test"].tolist()]
+            snippets[level] = explorer.snippets(acts[level], config, stream.of("snippets", level))
+        text = [vocabulary[token] for token in tokens[whole.long()].tolist()]
         of_levels = {level: read_raised(stage, level) for level in acts}
         content = {
             "title": f"HSAE explorer: {corpus}",

@@ -8,7 +8,7 @@ from scipy.sparse import csc_array
 from hsae import case_page, case_studies, causal, feature_plots, run, steering
 from hsae.activations import Store
 from hsae.case_studies import CaseConfig, LevelActs, Material
-from hsae.coactivation import sparse_acts
+from hsae.coactivation import among, sparse_acts
 from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_figure, write_json, write_text
 from hsae.hierarchical import HierarchicalSAE
@@ -46,7 +46,8 @@ def main() -> None:
         peaks = material.shown.h2.max(0).toarray().ravel()[latents]
         added = config.dose * torch.from_numpy(peaks).to(basis.directions)[:, None] * basis.directions[latents]
         ways = torch.cat([added.new_zeros(1, store.d_in), added * store.normalizer.scale])
-        samples = steering.sample(model, store.layer, prompt, ways, config.sample_chars, stream.of("continuations"))
+        drawn = store.layer, prompt, ways, store.masked_positions, config.sample_chars, stream.of("continuations")
+        samples = steering.sample(model, *drawn)
         plain, *steered = [
             case_studies.visible("".join(vocabulary[token] for token in sample)) for sample in samples.tolist()
         ]
@@ -72,8 +73,9 @@ def main() -> None:
 
 def _acts(hsae: HierarchicalSAE, store: Store) -> LevelActs:
     """What both levels do on a split, token by token."""
-    x = store.x(slice(0, len(store))).split(4096)
-    return LevelActs(*(csc_array(sparse_acts(basis.encode, x)) for basis in causal.hsae_bases(hsae).values()))
+    x, kept = store.scored(slice(None)).x(slice(None)).split(4096), store.kept.numpy()
+    h1, h2 = (csc_array(among(sparse_acts(basis.encode, x), kept)) for basis in causal.hsae_bases(hsae).values())
+    return LevelActs(h1, h2, kept)
 
 
 if __name__ == "__main__":

@@ -41,10 +41,11 @@ def main(flat: list[str], clusters: list[str]) -> None:
         stream = stage.params(DictionaryConfig).stream("causal_tracing")
         model = read_transformer(stage, device)
         hsae, val = read_hsae(stage, device), read_store(stage, "val", device)
-        tracer, longest = Tracer(model, val.layer, val.normalizer), model.context
+        tracer, longest = Tracer(model, val.layer, val.normalizer, val.masked_positions), model.context
         check("prompt_chars", config.prompt_chars, f"at most the context (={longest})", config.prompt_chars <= longest)
         tasks, kept, records = _tasks(stage, tracer, config, stream.of("pairs"))
-        x = val.x(slice(0, FIRST))
+        first = val.scored(slice(FIRST))
+        x = first.x(slice(None))
         bases = _bases(stage, hsae, x, flat, clusters, stream.of("random directions"))
         traced = {}
         with Progress("causal_tracing", len(tasks)) as bar:
@@ -56,7 +57,7 @@ def main(flat: list[str], clusters: list[str]) -> None:
             "pairs": causal_tasks.report(kept),
             "tasks": {name: found.metrics for name, found in traced.items()},
             "comparisons": compare({name: found.areas for name, found in traced.items()}),
-            "samples": causal_tasks.samples(tasks, SPLITS, val.activations.offsets[:FIRST].numpy(), stream.of("pairs")),
+            "samples": causal_tasks.samples(tasks, SPLITS, first.activations.offsets.numpy(), stream.of("pairs")),
         }
         write_json(Path("data/causal_tasks.json"), records)
         write_json(Path("metrics/causal_tracing.json"), result)

@@ -47,7 +47,8 @@ def main(control: Control) -> None:
         with stage.checkpoints() as folder:
             model = controls.train(train, training, control == Control.random_decoder, stream, Checkpoints(folder))
             write_tensors(Path(f"models/control/{control}.safetensors"), model.state_dict(), model.header())
-            text = Text.at(tokens.numpy(), test.activations.offsets.long().numpy(), vocabulary)
+            kept = test.scored(slice(None)).activations.offsets
+            text = Text.at(tokens.numpy(), kept.long().numpy(), vocabulary)
             measured = controls.measure(model, val, test, text, information, clustering, stream.of("headlines"))
             recovered = None
             if control in (Control.trained, Control.random_decoder):

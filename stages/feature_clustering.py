@@ -41,9 +41,10 @@ def main() -> None:
         test = read_store(stage, "test", device)
         # Clusters come from the first half of the tokens, classes from the second: whole contexts of both.
         half = max(min(config.n_tokens, len(test)) // (2 * test.context), 1) * test.context
-        first, second = (test.activations.offsets[start : start + half].numpy() for start in (0, half))
+        parts = test.scored(slice(half)), test.scored(slice(half, 2 * half))
+        first, second = (part.activations.offsets.numpy() for part in parts)
         text = _text(stage, second)
-        halves = (test.x(slice(0, half)).split(4096), test.x(slice(half, 2 * half)).split(4096))
+        halves = parts[0].x(slice(None)).split(4096), parts[1].x(slice(None)).split(4096)
         trained = _features(
             read_hsae(stage, device), read_flat(stage, "topk", device), halves, config, stream.of("trained")
         )
@@ -54,7 +55,9 @@ def main() -> None:
         found = headline(analyses, compared, taxonomy_ami(untrained, text, config))
         what = "clusterings, which are scored by classes"
         samples = [record(what, "chosen", "test", first), record(what, "scored", "test", second)]
-        write_json(Path("metrics/feature_clustering.json"), {"n_tokens": 2 * half, **found, "samples": samples})
+        write_json(
+            Path("metrics/feature_clustering.json"), {"n_tokens": sum(map(len, parts)), **found, "samples": samples}
+        )
         write_csv(Path("plots/feature_clustering.csv"), detail_frame(analyses, compared))
         latents = latent_frame(trained["hsae"], text, config, stream.of("embedding"))
         shown = latents.query("group != 'other'").drop(columns=["x", "y"])

@@ -38,11 +38,11 @@ def main(flat: list[str]) -> None:
         ]
         for split, role, n in roles:
             store = read_store(stage, split, device)
-            n = min(n, len(store)) // store.context * store.context
-            offsets = store.activations.offsets[:n].long().numpy()
+            own = store.scored(slice(min(n, len(store)) // store.context * store.context))
+            offsets = own.activations.offsets.long().numpy()
             codes = interpretability_proxy.ngram_codes(tokens, offsets, len(vocabulary), config.longest)
             samples.append(record("rules, and the latents that have one", role, split, offsets))
-            parts.append((codes, store.x(slice(0, n)).split(4096)))
+            parts.append((codes, own.x(slice(None)).split(4096)))
         tables = []
         with Progress("interpretability_proxy", len(encoders)) as bar:
             for name, encode in encoders.items():

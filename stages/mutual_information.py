@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Int8
+from numpy import ndarray
 from torch import Tensor
 
 from hsae import information_plots, probes, run
@@ -33,31 +35,33 @@ def main() -> None:
         encoders = _encoders(stage, hsae, untrained, device)
         val, test = (read_store(stage, split, device) for split in ("val", "test"))
         half = len(test) // (2 * test.context) * test.context
-        n_tokens = min(config.tokens, half) // test.context * test.context
-        y_val, y_test = _classes(stage, val, test)
+        first, second = slice(min(config.tokens, half) // test.context * test.context), slice(half, 2 * half)
+        classes = _classes(stage, val, test)
+        fit, pairs, score = val.scored(slice(None)), test.scored(first), test.scored(second)
+        y_fit, labels, y_score = (classes[own.activations.offsets.numpy()] for own in (fit, pairs, score))
 
-        pairs, labels = test.x(slice(0, n_tokens)), y_test[:n_tokens]
-        levels, of_levels = _of_levels(hsae, pairs, labels, test.context, config, stream.of("trained"))
-        _, by_chance = _of_levels(untrained, pairs, labels, test.context, config, stream.of("untrained"))
+        x = pairs.x(slice(None))
+        levels, of_levels = _of_levels(hsae, x, labels, test.context, config, stream.of("trained"))
+        _, by_chance = _of_levels(untrained, x, labels, test.context, config, stream.of("untrained"))
 
         # One stream for all representations: they are compared on the same batches and draws of contexts.
-        probing, scored = stream.of("probes"), slice(half, 2 * half)
-        x_val, x_score, y = val.x(slice(None)), test.x(scored), (y_val, y_test[scored])
+        probing, kept = stream.of("probes"), test.kept[second].view(-1, test.context).numpy()
+        x_fit, x_score, y = fit.x(slice(None)), score.x(slice(None)), (y_fit, y_score)
         bounds = pd.concat(
-            probes.compare(encode(x_val), encode(x_score), *y, CONTEXT, test.context, config.probe, probing)
+            probes.compare(encode(x_fit), encode(x_score), *y, CONTEXT, kept, config.probe, probing)
             .assign(representation=name)
             for name, encode in encoders.items()
         )  # fmt: skip
         metrics = {
-            "n_tokens": n_tokens,
-            "n_tokens_probes": half,
+            "n_tokens": len(pairs),
+            "n_tokens_probes": len(score),
             "n_shifts": config.shifts,
             **of_levels,
             "untrained": by_chance,
             "probes": probes.nested(bounds),
-            "samples": _samples(val, test, scored)
+            "samples": _samples(fit, score)
             + shared.samples(
-                test.activations.offsets[:n_tokens].numpy(), "children that entropies are conditioned on", "best labels"
+                pairs.activations.offsets.numpy(), "children that entropies are conditioned on", "best labels"
             ),
         }
         write_json(Path("metrics/mutual_information.json"), metrics)
@@ -92,22 +96,22 @@ def _of_levels(
     }
 
 
-def _classes(stage: run.Stage, val: Store, test: Store) -> tuple[np.ndarray, np.ndarray]:
-    """The labels of both splits' tokens, a column each, rare classes put together."""
+def _classes(stage: run.Stage, *splits: Store) -> Int8[ndarray, "corpus label"]:
+    """The labels of all tokens of these splits that are kept, a column each, rare classes put together; 0 elsewhere."""
     tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
     known = context_labels(tokens, read_json(stage.input("data/tokenizer.json"))["vocabulary"])
-    offsets = torch.cat([val.activations.offsets, test.activations.offsets]).numpy()
-    classes = np.stack([shared.common_classes(known[name][offsets]) for name in CONTEXT], 1)
-    y_val, y_test = np.split(classes, [len(val)])
-    return y_val, y_test
+    offsets = torch.cat([own.scored(slice(None)).activations.offsets for own in splits]).numpy()
+    classes = np.zeros((len(tokens), len(CONTEXT)), dtype=np.int8)
+    classes[offsets] = np.stack([shared.common_classes(known[name][offsets]) for name in CONTEXT], 1)
+    return classes
 
 
-def _samples(val: Store, test: Store, scored: slice) -> list[Record]:
+def _samples(fit: Store, score: Store) -> list[Record]:
     """Where probes were fitted and their settings chosen, and where they were scored."""
-    what, offsets = "weights, rates, decays and epochs of probes", test.activations.offsets[scored]
+    what = "weights, rates, decays and epochs of probes"
     return [
-        record(what, "chosen", "val", val.activations.offsets.numpy()),
-        record(what, "scored", "test", offsets.numpy()),
+        record(what, "chosen", "val", fit.activations.offsets.numpy()),
+        record(what, "scored", "test", score.activations.offsets.numpy()),
     ]
 
 

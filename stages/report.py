@@ -49,6 +49,7 @@ def main(curves: list[str], controls: list[str]) -> None:
         hsae = read_hsae(stage, device)
         test = read_store(stage, "test", device)
         h1, h2 = report.encode(hsae, test)
+        kept = test.kept.to(device)
         rows = report.rows(evaluation)
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
@@ -60,7 +61,7 @@ def main(curves: list[str], controls: list[str]) -> None:
             "train_transformer": plots.loss_curve(pd.read_csv(stage.input("plots/train_transformer.csv"))),
             "dictionaries": plots.dictionaries(rows, "ce_recovered_mean", "loss recovered (mean ablation)"),
             "densities": plots.densities(
-                report.densities({"HSAE level 1": h1, "HSAE level 2": h2}), settings.density_bins
+                report.densities({"HSAE level 1": h1[kept], "HSAE level 2": h2[kept]}), settings.density_bins
             ),
             "forest": plots.forest(report.forest(latents)),
             "decoder": plots.decoder_heatmap(hsae.level2.W_dec.detach().cpu().numpy()),

@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: everything tiny, on the CPU."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -60,6 +61,21 @@ def store(gpt: GPT, corpus_tokens: torch.Tensor) -> Store:
     cut = windows(corpus_tokens, starts, CONTEXT)
     collected = collect(lambda tokens: gpt.residual(tokens, LAYER), cut, starts, torch.tensor([0, 50, 100]))
     return Store(collected, Normalizer.fit(collected.acts), LAYER, CONTEXT)
+
+
+@pytest.fixture
+def masked(store: Store) -> Store:
+    """The same where the last position of each context, on which no other depends, is masked and absurd."""
+    rows = store.activations
+    kept = rows.positions < CONTEXT - 1
+    acts = torch.where(kept[:, None], rows.acts, 1e6)
+    return replace(store, activations=replace(rows, acts=acts, kept=kept))
+
+
+@pytest.fixture
+def harmless(store: Store, masked: Store) -> Store:
+    """The same mask, on the store as it was."""
+    return replace(store, activations=replace(store.activations, kept=masked.kept))
 
 
 @pytest.fixture(scope="session")

@@ -176,6 +176,16 @@ def test_tokens_are_labelled_by_their_place_in_the_corpus(store: Store):
     assert np.bincount(data.contexts).tolist() == [store.context] * 16 + [4]
 
 
+def test_masked_tokens_are_not_labelled_and_contexts_keep_the_others(store: Store, masked: Store):
+    concepts = {"even": np.arange(1000) % 2 == 0}
+    data, whole = (absorption.labelled(own, concepts, 100) for own in (masked, store))
+    kept = masked.kept[:100].numpy()
+    assert torch.equal(data.x, whole.x[kept])
+    np.testing.assert_array_equal(data.concepts["even"], whole.concepts["even"][kept])
+    np.testing.assert_array_equal(data.contexts, whole.contexts[kept])
+    np.testing.assert_array_equal(data.offsets, whole.offsets[kept])
+
+
 def test_results_repeat_to_the_bit_and_have_a_row_per_method_concept_and_measure():
     data = on_features(features(0.05))
     methods = {"a": dictionary(absorbing=True), "b": dictionary(absorbing=False)}

@@ -219,6 +219,26 @@ def test_batches_leave_masked_rows_out_and_x_does_not(store: Store):
     assert len(masked) == len(store)
 
 
+def test_a_store_of_what_is_scored_has_the_kept_rows_and_their_places(store: Store):
+    kept = torch.arange(len(store)) % 3 != 1
+    own = replace(store, activations=replace(store.activations, kept=kept)).scored(slice(6, 18))
+    rows = [6, 8, 9, 11, 12, 14, 15, 17]
+    assert torch.equal(own.x(slice(None)), store.x(slice(None))[rows])
+    for name in ("offsets", "positions", "documents"):
+        assert torch.equal(getattr(own.activations, name), getattr(store.activations, name)[rows])
+    assert own.kept.all()
+    assert len(own) == 8
+    whole = store.scored(slice(12)).activations.acts
+    assert whole.data_ptr() == store.activations.acts.data_ptr(), "without a mask nothing is copied"
+
+
+def test_positions_that_every_context_masks_are_sinks(store: Store):
+    rows = store.activations
+    kept = (rows.positions != 0) & ((rows.positions != 2) | (rows.offsets > 100))
+    assert replace(store, activations=replace(rows, kept=kept)).masked_positions == [0]
+    assert store.masked_positions == []
+
+
 def test_the_normaliser_is_of_the_kept_rows():
     acts = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
     kept = torch.arange(100) % 7 != 0

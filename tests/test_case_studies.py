@@ -25,7 +25,7 @@ WEIGHT[[0, 0, 0, 1, 1, 2], [3, 4, 5, 6, 7, 8]] = [0.9, 0.5, 0.4, 0.8, 0.2, 0.3]
 
 @pytest.fixture
 def material() -> Material:
-    choice, shown = (LevelActs(activations(n, 12, 1), activations(n, 4, 2)) for n in (500, len(TEXT)))
+    choice, shown = (LevelActs(activations(n, 12, 1), activations(n, 4, 2), np.ones(n, bool)) for n in (500, len(TEXT)))
     return Material(EVIDENCE, choice, shown, WEIGHT, TEXT, raised(4, 0), ALPHABET)
 
 
@@ -54,7 +54,7 @@ def test_families_by_hand(monkeypatch: pytest.MonkeyPatch):
         np.stack([column(100, (20, 40)), column(100, (21, 41)), column(100, (0, 9)), column(100, (0, 20))], 1)
     )
     weight = np.array([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
-    acts = LevelActs(children, parents)
+    acts = LevelActs(children, parents, np.ones(100, bool))
     assert acts.density.tolist() == [0.3, 0.6]
     # Half of its tokens are the first parent's, though it is active on .3 only (twice that is .6): not often enough;
     # the second parent is active on more than half of all tokens, and so with everyone.
@@ -63,7 +63,7 @@ def test_families_by_hand(monkeypatch: pytest.MonkeyPatch):
     inside = csc_array(
         np.stack([column(100, (10, 30)), column(100, (18, 38)), column(100, (0, 9)), column(100, (0, 20))], 1)
     )
-    found = LevelActs(inside, parents).families(weight)
+    found = LevelActs(inside, parents, np.ones(100, bool)).families(weight)
     assert found[0].tolist() == [True, True, False, False], "the third is on too few tokens, the fourth has no weight"
 
 
@@ -74,7 +74,7 @@ def test_latents_are_chosen_by_one_text_and_judged_by_the_other():
     apart = np.roll(parent, n // 2, axis=0)
     children = np.repeat(parent[:, :1], 3, axis=1)
     weight = np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
-    choice, shown = LevelActs(csc_array(children), csc_array(parent)), LevelActs(csc_array(children), csc_array(apart))
+    choice, shown = (LevelActs(csc_array(children), csc_array(own), np.ones(n, bool)) for own in (parent, apart))
     effects = pd.DataFrame(
         {
             "level": 2, "latent": [0, 1], "tokens": 9, "kl": [0.1, 0.4], "kl_null": 0.1,
@@ -144,6 +144,18 @@ def test_examples_and_counter_examples():
     assert len(found["strongest"]) == 3
     assert len(found["missed"]) == 2
     assert found["silent"] == ["ijabcdefghijabcd"]  # the rule fires on the first "a" of 140; nothing is active there
+
+
+def test_a_masked_token_is_no_example_and_not_counted(material: Material):
+    own, rule = material.shown, ["T"]
+    kept = ~fires(TEXT, rule)
+    h1, h2 = (csc_array(acts.toarray() * kept[:, None]) for acts in (own.h1, own.h2))
+    shown = LevelActs(h1, h2, kept)
+    found = case_studies.case(dataclasses.replace(material, shown=shown), 0, CONFIG, STREAM)
+    assert found["rule"] == rule
+    assert found["examples"]["silent"] == [], "the rule fires on masked tokens alone"
+    assert "⟦T" not in "".join(found["examples"]["strongest"])
+    assert found["density"] == pytest.approx(shown.h2[:, [0]].count_nonzero() / kept.sum())
 
 
 def test_a_case_has_evidence_for_and_against(material: Material):
@@ -219,7 +231,7 @@ def test_a_piece_of_code_is_inert(text: str):
 
 
 def test_the_activity_of_nothing_is_survived():
-    nothing = LevelActs(csc_array((len(TEXT), 12)), csc_array((len(TEXT), 4)))
+    nothing = LevelActs(csc_array((len(TEXT), 12)), csc_array((len(TEXT), 4)), np.ones(len(TEXT), bool))
     none = Raised(np.full((4, 2), -1), np.zeros((4, 2)))
     material = Material(EVIDENCE, nothing, nothing, WEIGHT, TEXT, none, "abcde")
     assert case_studies.case(material, 1, CONFIG, STREAM)["examples"]["strongest"] == []

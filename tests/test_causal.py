@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,17 @@ def tracer(gpt: GPT) -> Tracer:
 @pytest.fixture
 def runs(tracer: Tracer) -> Runs:
     return Runs.of(tracer, task())
+
+
+def test_masked_positions_make_no_part_of_the_difference(tracer: Tracer, runs: Runs, hsae: HierarchicalSAE):
+    masked = Runs.of(replace(tracer, masked=[CHANGED, 99]), task())
+    codes, other = (own.codes(hsae_bases(hsae)["level1"]) for own in (masked, runs))
+    assert other[:, CHANGED].any()
+    assert not codes[:, CHANGED].any()
+    assert not masked.difference()[:, CHANGED].any()
+    left = [position for position in range(CONTEXT) if position != CHANGED]
+    assert torch.equal(codes[:, left], other[:, left])
+    assert torch.equal(masked.difference()[:, left], runs.difference()[:, left])
 
 
 @pytest.fixture

@@ -21,6 +21,12 @@ def test_sparse_activations_are_the_dense_ones_in_their_order():
     np.testing.assert_array_equal(acts.toarray(), x.relu().numpy())
 
 
+def test_tokens_that_are_kept_stand_among_others_on_which_nothing_is_active(on: np.ndarray):
+    kept = np.arange(len(on)) % 3 != 1
+    found = coactivation.among(csr_array(on[kept]), kept)
+    np.testing.assert_array_equal(found.toarray(), np.where(kept[:, None], on, 0))
+
+
 def test_what_is_active_is_what_is_above_zero():
     acts = csr_array(np.array([[0.0, 2.5], [-1.0, 0.5]], np.float32))
     assert activity(acts).toarray().tolist() == [[0, 1], [0, 1]]

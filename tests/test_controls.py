@@ -128,6 +128,16 @@ def test_a_transformer_fills_stores_as_the_one_that_they_are_of(store: Store, gp
     torch.testing.assert_close(test.normalizer.mean, expected.mean)
 
 
+def test_another_transformers_activations_are_normalised_by_what_is_kept(
+    store: Store, masked: Store, gpt: GPT, corpus_tokens: torch.Tensor
+):
+    (train,) = of_transformer(gpt, masked, [], corpus_tokens)
+    assert torch.equal(train.kept, masked.kept)
+    expected = Normalizer.fit(store.activations.acts[masked.kept])
+    torch.testing.assert_close(train.normalizer.scale, expected.scale)
+    torch.testing.assert_close(train.normalizer.mean, expected.mean)
+
+
 def test_an_untrained_transformer_has_a_stream_of_its_own(gpt: GPT):
     header = {"config": vars(gpt.config), "n_vocab": N_VOCAB}
     found, again, other = (untrained(header, Stream(seed, "test")) for seed in (3, 3, 4))
@@ -149,6 +159,13 @@ def test_shuffling_keeps_every_coordinates_values_and_no_row(store: Store):
     assert correlations[1] < 0.3 < correlations[0]
     assert torch.equal(found, shuffled(store, STREAM).activations.acts)
     assert not torch.equal(found, shuffled(store, STREAM.of("another")).activations.acts)
+
+
+def test_masked_rows_are_not_shuffled(store: Store, masked: Store):
+    found, kept = shuffled(masked, STREAM).activations.acts, masked.kept
+    assert torch.equal(found[~kept], masked.activations.acts[~kept])
+    assert torch.equal(found[kept].sort(0).values, store.activations.acts[kept].sort(0).values)
+    assert not torch.equal(found[kept], store.activations.acts[kept])
 
 
 # Streams
@@ -199,7 +216,9 @@ def test_a_control_starts_and_is_trained_as_no_hsae_of_any_seed(store: Store, mo
 # Headlines
 
 
-def test_headlines_of_a_model_are_numbers_and_a_dead_level_2_has_none(store: Store, gpt: GPT, corpus_tokens):
+def test_headlines_of_a_model_are_numbers_and_a_dead_level_2_has_none(
+    store: Store, masked: Store, harmless: Store, gpt: GPT, corpus_tokens: torch.Tensor
+):
     model = controls.train(store, TRAINING, False, STREAM)
     offsets = store.activations.offsets.long()
     text = Text(corpus_tokens[offsets].numpy(), corpus_tokens[offsets + 1].numpy(), "abc.\n")
@@ -218,6 +237,14 @@ def test_headlines_of_a_model_are_numbers_and_a_dead_level_2_has_none(store: Sto
     for level, reconstruct in (("level1", model.reconstruct_from_h1), ("level2", model.reconstruct_from_h2)):
         expected = evaluate(gpt, store, corpus_tokens, {level: reconstruct}).methods[level]
         assert recovered[level] == {name: expected[name] for name in ("ce_recovered_zero", "ce_recovered_mean")}
+
+    own = masked.scored(slice(None)).activations.offsets.long()
+    of_kept = Text(corpus_tokens[own].numpy(), corpus_tokens[own + 1].numpy(), "abc.\n")
+    kept, absurd = (
+        controls.measure(model, choose, some, of_kept, information, clustering, STREAM) for some in (harmless, masked)
+    )
+    assert kept == absurd
+    assert kept["n_tokens"] == 200
 
     with torch.no_grad():
         model.level2.b_enc.fill_(-1e6)

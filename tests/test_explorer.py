@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 
 from hsae import explorer
+from hsae.coactivation import among
 from hsae.explorer import ExplorerConfig, Snippets, TextActs
 from hsae.streams import Stream
 from tests.explorer import CONFIG, HOSTILE, made
@@ -52,6 +53,15 @@ def test_the_strongest_snippets_come_first_and_do_not_overlap(acts: csc_array):
     assert starts[0] == max(int(acts[:, [0]].toarray().argmax()) - 12, 0)
     assert (np.diff(np.sort(starts)) >= CONFIG.snippet_chars).all()
     assert found["value"][: found["bound"][1]].max() == 255
+
+
+def test_snippets_neither_choose_nor_mark_a_masked_token(acts: csc_array):
+    kept = np.arange(acts.shape[0]) % 3 != 1  # pyright: ignore[reportOptionalSubscript]
+    masked = csc_array(among(csr_array(acts.toarray()[kept]), kept))
+    found = decoded(explorer.snippets(masked, CONFIG, STREAM))
+    marked = np.repeat(found["start"], np.diff(found["bound"])) + found["position"]
+    assert len(marked) > 0
+    assert kept[marked].all()
 
 
 def test_latents_by_hand():

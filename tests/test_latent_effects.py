@@ -61,6 +61,14 @@ def test_every_latent_is_removed_wherever_it_is_active(gpt: GPT, store: Store, b
         np.testing.assert_allclose(found.raised[latent], change, rtol=1e-3, atol=1e-5)
 
 
+def test_masked_tokens_have_no_part_in_effects(gpt: GPT, store: Store, masked: Store, harmless: Store, basis: Basis):
+    absurd, found = (effects(gpt, own, basis, ALL, "test", STREAM) for own in (masked, harmless))
+    pd.testing.assert_frame_equal(absurd.table, found.table)
+    torch.testing.assert_close(absurd.raised, found.raised)
+    on = basis.encode(store.x(slice(None)))[masked.kept] > 0
+    assert found.table["tokens"].tolist() == on.sum(0).tolist()
+
+
 def test_a_latent_that_is_never_active_has_no_effect_to_speak_of(gpt: GPT, store: Store, basis: Basis):
     found = effects(gpt, store, basis, ALL, "test", STREAM)
     row = found.table.to_dict("records")[2]

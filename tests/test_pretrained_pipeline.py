@@ -9,6 +9,7 @@ from tests.hf_models import save_model, save_tokenizer
 from tests.project import Project, stages_run
 
 CONTEXT = 32
+MAX_NORM = 1.2  # so low that some tokens are masked
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     save_tokenizer(model)
     save_model(model)
     project = Project.create(tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("site"))
-    extraction = {"layer": 1, "train_tokens": 4096}
+    extraction = {"layer": 1, "train_tokens": 4096, "max_norm": MAX_NORM}
     source = {"source": "hf", "name": str(model), "context": CONTEXT}
     project.set_params({"model": source, "extract_activations": extraction})
     ran = stages_run(project.run("dvc", "repro", "build_explorer", "case_studies"))
@@ -36,8 +37,17 @@ def test_activations_are_those_of_tokens_after_the_models_first_one(project: Pro
     tensors, header = read_tensors(project.path / "data/activations/test.safetensors")
     assert tensors["positions"].unique().tolist() == list(range(CONTEXT))
     assert header["context"] == CONTEXT
-    norms = tensors["acts"].norm(dim=1)
-    assert norms.max() < 10 * norms.median()
+    norms, kept = tensors["acts"].norm(dim=1), tensors["kept"]
+    assert 0.5 < kept.float().mean() < 1
+    assert norms[kept].max() < norms[~kept].min() < 10 * norms.median()
+
+
+def test_masked_tokens_are_in_no_sample_of_rules(project: Project):
+    splits = {name: read_tensors(project.path / f"data/activations/{name}.safetensors")[0] for name in ("val", "test")}
+    for record in read_json(project.path / "metrics/interpretability_proxy.json")["samples"]:
+        own = splits[record["split"]]
+        within = [set(range(first, last + 1)) for first, last in record["runs"]]
+        assert set().union(*within) <= set(own["offsets"][own["kept"]].tolist())
 
 
 def test_rules_and_pages_speak_of_tokens_of_several_characters(project: Project):

@@ -24,10 +24,15 @@ def channel(n: int, flip: float, seed: int) -> tuple[torch.Tensor, np.ndarray]:
     return torch.eye(4)[classes], noisy.astype(np.int8)[:, None]
 
 
+def whole(n: int, context: int) -> np.ndarray:
+    """Contexts of which all tokens are kept."""
+    return np.ones((n // context, context), dtype=bool)
+
+
 @pytest.mark.parametrize("flip", [0.05, 0.3])
 def test_the_bound_of_a_noisy_channel_is_its_information(flip: float):
     (x_train, y_train), (x_test, y_test) = channel(20_000, flip, seed=0), channel(40_000, flip, seed=1)
-    found = compare(x_train, x_test, y_train, y_test, ["class"], 10, CONFIG, STREAM).iloc[0]
+    found = compare(x_train, x_test, y_train, y_test, ["class"], whole(40_000, 10), CONFIG, STREAM).iloc[0]
     expected = np.log(4) - stats.entropy([1 - flip, flip / 3, flip / 3, flip / 3])
     assert found["bound"] == pytest.approx(expected, rel=0.02)
     assert found["low"] < found["bound"] < found["high"]
@@ -38,7 +43,8 @@ def test_inputs_that_tell_nothing_are_not_said_to_tell_something():
     x_train, x_test = torch.randn(4000, 20), torch.randn(4000, 20)
     generator = np.random.default_rng(0)
     y_train, y_test = (generator.integers(0, 3, (4000, 1)).astype(np.int8) for _ in range(2))
-    assert -0.05 < compare(x_train, x_test, y_train, y_test, ["noise"], 10, CONFIG, STREAM)["bound"].item() < 0.005
+    found = compare(x_train, x_test, y_train, y_test, ["noise"], whole(4000, 10), CONFIG, STREAM)
+    assert -0.05 < found["bound"].item() < 0.005
 
 
 def test_an_untrained_dictionary_tells_nothing_of_what_its_inputs_do_not_know():
@@ -46,16 +52,18 @@ def test_an_untrained_dictionary_tells_nothing_of_what_its_inputs_do_not_know():
     model = untrained.flat("topk", 40, 4, x_train, STREAM)
     generator = np.random.default_rng(0)
     y_train, y_test = (generator.integers(0, 3, (4000, 1)).astype(np.int8) for _ in range(2))
-    found = compare(model.encode(x_train), model.encode(x_test), y_train, y_test, ["noise"], 10, CONFIG, STREAM)
+    found = compare(
+        model.encode(x_train), model.encode(x_test), y_train, y_test, ["noise"], whole(4000, 10), CONFIG, STREAM
+    )
     assert -0.05 < found["bound"].item() < 0.005
 
 
 def test_representations_and_labels_are_compared_on_the_same_draws_of_contexts():
     generator = np.random.default_rng(0)
     losses, labels = np.repeat(generator.random((800, 1)), 2, 1), np.repeat(generator.integers(2, size=(800, 1)), 2, 1)
-    found, again = (bounds(losses, labels, ["a", "b"], 8, 300, STREAM) for _ in range(2))
+    found, again = (bounds(losses, labels, ["a", "b"], whole(800, 8), 300, STREAM) for _ in range(2))
     pd.testing.assert_frame_equal(found, again, check_exact=True)
-    other = bounds(losses, labels, ["a", "b"], 8, 300, STREAM.of("other"))
+    other = bounds(losses, labels, ["a", "b"], whole(800, 8), 300, STREAM.of("other"))
     low, other_low = (frame["low"].tolist() for frame in (found, other))
     assert low[0] == low[1] != other_low[0]
 
@@ -160,7 +168,7 @@ def test_bounds_worked_out_by_hand():
     # Two contexts of two tokens; H(Y) = log 2 for the first label and 0 for the second.
     losses = np.array([[0.1, 0.0], [0.3, 0.0], [0.5, 0.0], [0.7, 0.0]])
     labels = np.array([[0, 0], [1, 0], [0, 0], [1, 0]])
-    found = bounds(losses, labels, ["a", "b"], context=2, resamples=400, stream=STREAM)
+    found = bounds(losses, labels, ["a", "b"], whole(4, 2), resamples=400, stream=STREAM)
     assert found["label"].tolist() == ["a", "b"]
     assert found["entropy"].tolist() == pytest.approx([np.log(2), 0])
     assert found["bound"].tolist() == pytest.approx([np.log(2) - 0.4, 0])
@@ -174,15 +182,28 @@ def test_an_interval_of_whole_contexts_is_wider_than_that_of_single_tokens():
     losses = np.repeat(np.random.default_rng(0).random(100), 16)[:, None]
     labels = np.tile([0, 1], 800)[:, None]
     widths = [
-        np.ptp(bounds(losses, labels, ["a"], context, 500, STREAM)[["low", "high"]].to_numpy()) for context in (16, 1)
+        np.ptp(bounds(losses, labels, ["a"], whole(1600, context), 500, STREAM)[["low", "high"]].to_numpy())
+        for context in (16, 1)
     ]
     assert widths[0] == pytest.approx(2 * 1.96 * losses.std() / 10, rel=0.15)
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.2)
 
 
-def test_tokens_that_are_not_whole_contexts_are_refused():
-    with pytest.raises(ValueError, match=r"`tokens` must be a multiple of the context \(=3\); not 4."):
-        bounds(np.ones((4, 1)), np.ones((4, 1), int), ["a"], 3, 10, STREAM)
+def test_bounds_of_contexts_of_which_some_tokens_are_masked_by_hand():
+    # The first context has one token left, the second two; H(Y) = H(1/3).
+    kept = np.array([[0, 1], [1, 1]], dtype=bool)
+    losses, labels = np.array([[0.3], [0.5], [0.7]]), np.array([[1], [0], [1]])
+    found = bounds(losses, labels, ["a"], kept, 400, STREAM)
+    entropy = stats.entropy([1 / 3, 2 / 3])
+    assert found["entropy"].item() == pytest.approx(entropy)
+    assert found["bound"].item() == pytest.approx(entropy - 0.5)
+    # A draw of one context alone: H(Y) = 0 and a loss of .3, or log 2 and .6.
+    assert found[["low", "high"]].to_numpy().ravel() == pytest.approx([-0.3, entropy - 0.5])
+
+
+def test_other_tokens_than_those_that_are_kept_are_refused():
+    with pytest.raises(ValueError, match=r"`tokens` must be as many as are kept \(=3\), and above 0; not 4."):
+        bounds(np.ones((4, 1)), np.ones((4, 1), int), ["a"], whole(3, 3), 10, STREAM)
 
 
 def test_too_few_tokens_to_hold_some_out_are_refused():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,19 @@ def test_dead_latents_are_not_matched_and_one_without_a_partner_is_not_found_aga
     table = recurrence(own, other, val, STREAM)
     assert np.isnan(table["cosine"].to_numpy()).sum() == 2
     assert summarize(table)["level2"]["recurs"] <= 5 / 7
+
+
+def test_a_masked_token_gives_no_latent_life(val: Store):
+    own, other = hsae(0), hsae(1)
+    kept = torch.arange(500) % 10 != 0
+    with torch.no_grad():
+        own.level1.b_enc[3] = -1e4  # active on what is absurd alone
+    acts = torch.where(kept[:, None], val.activations.acts, 1e6)
+    absurd = replace(val, activations=replace(val.activations, acts=acts, kept=kept))
+    alive = replace(absurd, activations=replace(absurd.activations, kept=kept | True))
+    found, otherwise = (recurrence(own, other, some, STREAM).query("level == 1") for some in (absurd, alive))
+    assert 3 not in found["latent"].tolist()
+    assert 3 in otherwise["latent"].tolist()
 
 
 def test_a_level_that_has_died_has_no_numbers(val: Store):

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -138,6 +139,17 @@ def test_encode_gives_both_levels_activations_of_all_rows(letters: Store):
     out = model(letters.x(slice(None)))
     torch.testing.assert_close(h1, out.level1.acts.detach())
     torch.testing.assert_close(h2, out.level2.acts.detach())
+
+
+def test_masked_rows_are_not_active_in_the_report(letters: Store):
+    torch.manual_seed(0)
+    model = HierarchicalSAE(SAE(4, 6), SAE(6, 3, nonnegative=True))
+    kept = letters.activations.positions > 0
+    acts = torch.where(kept[:, None], letters.activations.acts, 1e6)
+    masked = replace(letters, activations=replace(letters.activations, acts=acts, kept=kept))
+    for found, whole in zip(report.encode(model, masked), report.encode(model, letters), strict=True):
+        assert not found[~kept].any()
+        torch.testing.assert_close(found[kept], whole[kept])
 
 
 # Frames

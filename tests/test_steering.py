@@ -1,4 +1,5 @@
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,31 @@ def test_responses_are_what_the_model_says_with_the_direction_added(
         np.testing.assert_allclose(found[1].damage[i], ce[i + 1] - ce[0], atol=2e-4)
         gain = (p[i + 1][..., 4].log() - p[0][..., 4].log()).mean(1)
         np.testing.assert_allclose(found[1].gain[1, i], gain, atol=2e-4, rtol=1e-4)
+
+
+def test_masked_tokens_are_neither_steered_nor_counted(
+    gpt: GPT, masked: Store, harmless: Store, corpus_tokens: torch.Tensor
+):
+    directions, classes = torch.ones(1, 8) * torch.arange(8), torch.tensor([[True, True, False, False, False]])
+    (absurd,), (found,) = (
+        responses(gpt, own, corpus_tokens, directions, classes, CONFIG) for own in (masked, harmless)
+    )
+    np.testing.assert_allclose(absurd.gain, found.gain, atol=1e-5)
+    np.testing.assert_allclose(absurd.damage, found.damage, atol=1e-5)
+    # The first position, if it is masked, is not steered: what is known there alone does not change.
+    first = replace(harmless.activations, kept=harmless.activations.positions > 0)
+    own = replace(harmless, activations=first)
+    (other,) = responses(gpt, own, corpus_tokens, directions, classes, CONFIG)
+    assert not np.allclose(other.damage, found.damage)
+
+
+def test_samples_are_not_steered_at_masked_positions(gpt: GPT):
+    prompt, added = torch.tensor([1, 2, 3]), 1e6 * torch.arange(8.0)[None]
+    everywhere, nowhere, plain = (
+        steering.sample(gpt, LAYER, prompt, own, positions, 9, STREAM).tolist()
+        for own, positions in ((added, []), (added, [*range(6)]), (0 * added, []))
+    )
+    assert nowhere == plain != everywhere
 
 
 def test_a_direction_of_any_length_is_the_same_direction(gpt: GPT, store: Store, corpus_tokens: torch.Tensor):

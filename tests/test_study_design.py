@@ -4,8 +4,9 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 
+from hsae.coactivation import among
 from hsae.streams import Stream
 from hsae.study import trials
 from hsae.study.design import SHUFFLED, StudyConfig, build, matched, random_directions
@@ -213,6 +214,14 @@ def test_random_directions_are_active_as_often_as_asked():
     assert np.diff(found.indptr).tolist() == [100, 10, 500]
     strongest = np.argsort(-projections[:, 1])[:10]
     assert set(found[:, [1]].nonzero()[0].tolist()) == set(strongest.tolist())
+
+
+def test_a_masked_token_is_neither_shown_nor_marked():
+    kept = np.arange(1000) % 10 != 0
+    on = csc_array(among(csr_array(np.ones((900, 1))), kept))
+    own = Sampler("x" * 1000, 8, np.random.default_rng(0)).feature("", on, 0)
+    assert own.active.tolist() == np.flatnonzero(kept).tolist()
+    assert kept[np.concatenate(own.deciles)].all()
 
 
 def test_an_equally_active_feature_is_not_shown_by_its_first_places():
