@@ -1,5 +1,7 @@
 """Phases 2 and 3: level 2 on top of level 1 while that is frozen, and both."""
 
+import torch
+
 from hsae import families, two_level, variants
 from hsae.checkpoint import NOWHERE, Checkpoints
 from hsae.dictionary import LatentConfig, Start
@@ -32,7 +34,9 @@ def stack(
     kind, d_in = latents.activation, level1.d_sae
     level2 = variants.drawn(kind, d_in, width, k=latents.k2, beta=beta2, stream=stream, nonnegative=True)
     model = HierarchicalSAE(level1, level2.to(level1.W_dec.device))
+    # In an order of its own: levels that start on the same rows in the same order find the same latents again.
     x = data.x(slice(0, latents.init_tokens))
+    x = x[torch.randperm(len(x), generator=stream.of("order of the tokens that it starts from").torch()).to(x.device)]
     if latents.init_level2 == Start.data:
         level2.init_from_data(level1.encode(x))
     elif latents.init_level2 == Start.families:

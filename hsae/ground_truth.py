@@ -5,7 +5,8 @@ is read off afterwards (hsae/ground_truth_scores.py).
 
 All methods are told the truth's sparsity, and none is told another's: the mean number of features that fire in a
 training sample, for level 1 and all flat autoencoders, and that of roots, for level 2. Clusterings and matrix
-factorisations get the same two numbers. Those kinds that have a penalty are steered to it.
+factorisations get the same two numbers. Level 1 and the flat kinds that have a penalty are steered to the first, TopK
+kinds have it rounded. The price of an active level-2 latent is fixed (`coefficients.beta2`): its L0 follows from it.
 """
 
 from collections.abc import Callable, Iterable

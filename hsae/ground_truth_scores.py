@@ -127,23 +127,24 @@ def score_hsae(model: HierarchicalSAE, choosing: Truth, scoring: Truth, stream: 
 
     - l0_level2; parent_f1, root_f1: F1 of the level-2 latents that stand for the parents, and for all roots
     - edge_ap, edge_f1, ancestor_precision, ancestor_recall: of the edges ranked by P(level-2 latent active | level-1
-      latent active), beyond chance; edge_ap_decoder: average precision by level-2 decoder weight
+      latent active), beyond chance, as those of a flat dictionary are; edge_ap_decoder: average precision by level-2 decoder weight
     - edge_ap_by_direction: the former, both levels matched by direction
     - absorption_level2: share of the children's firings at which the level-2 latent of the parent is silent
 
-    Roots are matched by activation, children by direction or activation, whichever has the higher average precision on
-    the choosing samples; the matching by activation is that of the choosing samples. All scores are of the others.
+    Level 2's latents are matched with features by activation, and nobody says which features are roots. Level 1's are
+    by direction or activation, whichever has the higher average precision on the choosing samples; the matching by
+    activation is that of the choosing samples. All scores are of the others.
     """
     parent_of, directions = scoring.parent_of, model.level1.W_dec.detach()
     h1, h2 = _levels(model, choosing.samples)
-    parents = recovery.match_roots(h2, choosing.acts, parent_of)
+    parents = recovery.assign(recovery.f1_scores(h2, choosing.acts))
     matchings = matchings_of(directions, h1, choosing)
-    readings = [Reading(posthoc.beyond_chance(h2, h1), parents, children) for children in matchings.values()]
+    readings = [Reading(posthoc.conditional_probability(h2, h1), parents, children) for children in matchings.values()]
     children = max(readings, key=lambda reading: reading.average_precision(choosing)).children
     h1, h2 = _levels(model, scoring.samples)
-    coactive, W_dec = posthoc.beyond_chance(h2, h1), model.level2.W_dec.detach()
-    roots_by_direction = recovery.match_root_directions(W_dec @ directions, scoring.forest.features, parent_of)
-    by_direction = Reading(coactive, roots_by_direction, matchings["direction"])
+    coactive, W_dec = posthoc.conditional_probability(h2, h1), model.level2.W_dec.detach()
+    parents_by_direction = recovery.match(W_dec @ directions, scoring.forest.features)
+    by_direction = Reading(coactive, parents_by_direction, matchings["direction"])
     f1 = _matched(recovery.f1_scores(h2, scoring.acts), parents)
     has_children = torch.isin(torch.arange(len(parent_of)), parent_of)
     return {
@@ -223,7 +224,7 @@ def _readings(
     """All ways to read a flat dictionary's edges; `metas` are the edges and parents of meta-SAEs."""
     n_groups = min(n_roots, int((acts != 0).any(0).sum()))
     ways = {
-        "conditional_probability": posthoc.conditional_probability(acts),
+        "conditional_probability": posthoc.conditional_probability(acts, acts),
         "decoder_cosine": posthoc.decoder_cosine(directions, acts),
         "agglomerative": posthoc.agglomerative(directions, acts, n_groups),
     }

@@ -21,22 +21,18 @@ META_LR = 3e-3
 REVIVE_AFTER = 100  # steps without activity
 
 
-def conditional_probability(acts: Float[Tensor, "n latent"]) -> Float[Tensor, "parent child"]:
-    """P(parent active | child active) of all pairs, beyond chance; -inf unless the parent is the more frequent one."""
-    return _more_frequent(beyond_chance(acts, acts), (acts != 0).sum(0).double())
-
-
-def beyond_chance(
+def conditional_probability(
     parents: Float[Tensor, "n parent"], children: Float[Tensor, "n child"]
 ) -> Float[Tensor, "parent child"]:
     """(P(parent active | child active) - P(parent active)) / (1 - P(parent active)) of every pair of latents.
 
-    What is active nearly always is likely whatever else is: 1 is all that is possible, 0 what independence gives. A
-    child that is never active has 0 for P(parent active | child active).
+    What is active nearly always is likely whatever else is: 1 is all that is possible, 0 what independence gives. -inf
+    unless the parent is the more frequent of the two. In a dictionary of one level parents and children are the same.
     """
-    p = (parents != 0).double().mean(0)[:, None]
-    given = coactivation(parents, children) / (children != 0).sum(0).clamp(min=1)
-    return (given - p) / (1 - p).clamp(min=1e-6)
+    n_parents, n_children = ((acts != 0).sum(0).double() for acts in (parents, children))
+    p = n_parents[:, None] / len(parents)
+    given = coactivation(parents, children) / n_children.clamp(min=1)
+    return _more_frequent((given - p) / (1 - p).clamp(min=1e-6), n_parents, n_children)
 
 
 def decoder_cosine(
@@ -48,7 +44,8 @@ def decoder_cosine(
     Absorption, arXiv 2409.14507).
     """
     unit = F.normalize(directions.double())
-    return _more_frequent(unit @ unit.T, (acts != 0).sum(0).double())
+    n_active = (acts != 0).sum(0).double()
+    return _more_frequent(unit @ unit.T, n_active, n_active)
 
 
 def agglomerative(
@@ -120,6 +117,6 @@ def _unit_rows(directions: Float[Tensor, "latent d_in"]) -> Float[Tensor, "laten
 
 
 def _more_frequent(
-    scores: Float[Tensor, "parent child"], n_active: Float[Tensor, " latent"]
+    scores: Float[Tensor, "parent child"], n_parents: Float[Tensor, " parent"], n_children: Float[Tensor, " child"]
 ) -> Float[Tensor, "parent child"]:
-    return scores.masked_fill(n_active[:, None] <= n_active, -torch.inf)
+    return scores.masked_fill(n_parents[:, None] <= n_children, -torch.inf)

@@ -25,45 +25,19 @@ TIE_BREAKS = 32
 def assign(similarity: Float[Tensor, "latent feature"]) -> Int[Tensor, " feature"]:
     """Latent of each feature in the one-to-one matching of greatest total similarity (Kuhn 1955, Hungarian method).
 
-    Surplus latents stand for nothing; where there are fewer latents than features, the features left over have -1.
+    Surplus latents stand for nothing, and so do those whose similarity is 0. The features left over have -1.
     """
-    latents, features = linear_sum_assignment(similarity.detach().double().cpu().numpy(), maximize=True)
+    similarity = similarity.detach().double().cpu()
+    latents, features = map(torch.from_numpy, linear_sum_assignment(similarity.numpy(), maximize=True))
+    alike = similarity[latents, features] > 0
     latent_of = torch.full((similarity.shape[1],), -1)
-    latent_of[torch.from_numpy(features)] = torch.from_numpy(latents)
+    latent_of[features[alike]] = latents[alike]
     return latent_of
 
 
 def match(directions: Float[Tensor, "latent d_in"], features: Float[Tensor, "feature d_in"]) -> Int[Tensor, " feature"]:
     """Latent of each feature, by |cosine| of their directions (see `assign`)."""
     return assign(_abs_cosines(directions, features))
-
-
-def match_roots(
-    acts: Float[Tensor, "n latent"], truth: Float[Tensor, "n feature"], parent_of: Int[Tensor, " feature"]
-) -> Int[Tensor, " feature"]:
-    """Latent of each root, by the F1 of their activations (see `assign`); -1 for features that have a parent.
-
-    For level 2, whose latents stand for a root and all its children.
-    """
-    return _of_roots(f1_scores(acts, truth), parent_of)
-
-
-def match_root_directions(
-    directions: Float[Tensor, "latent d_in"],
-    features: Float[Tensor, "feature d_in"],
-    parent_of: Int[Tensor, " feature"],
-) -> Int[Tensor, " feature"]:
-    """Latent of each root by |cosine| (see `assign`), of what a level-2 latent adds to x; -1 for all other features."""
-    return _of_roots(_abs_cosines(directions, features), parent_of)
-
-
-def _of_roots(
-    similarity: Float[Tensor, "latent feature"], parent_of: Int[Tensor, " feature"]
-) -> Int[Tensor, " feature"]:
-    roots = parent_of < 0
-    latent_of = torch.full_like(parent_of, -1)
-    latent_of[roots] = assign(similarity[:, roots])
-    return latent_of
 
 
 # Scores of directions
@@ -172,7 +146,7 @@ def edge_scores(
 
     `scores` is higher for likelier edges, -inf for impossible ones. In a dictionary of one level the same matching
     (`match`) serves for parents and children. In one of two levels `scores` is the level-2 decoder, and parents come
-    from `match_roots`. A pair that a feature without a latent (-1) is part of ranks last.
+    from another matching, of level 2's latents. A pair that a feature without a latent (-1) is part of ranks last.
     """
     pairs, is_edge = _candidates(scores, parent_latent_of, child_latent_of, parent_of)
     different = ~torch.eye(len(parent_of), dtype=torch.bool)

@@ -19,7 +19,7 @@ def acts() -> torch.Tensor:
 
 
 def test_conditional_probability_equals_a_naive_loop(acts: torch.Tensor):
-    found = posthoc.conditional_probability(acts)
+    found = posthoc.conditional_probability(acts, acts)
     active = [(acts[:, i] != 0).tolist() for i in range(6)]
     for i in range(6):
         for j in range(6):
@@ -45,7 +45,7 @@ def test_decoder_cosine_equals_a_naive_loop(acts: torch.Tensor):
 def test_the_true_dictionary_in_any_order_has_all_edges(forest: Forest, data: SyntheticData):
     order = torch.randperm(24, generator=seeded(5))
     latent_of = recovery.match(-forest.features[order], forest.features)
-    scores = posthoc.conditional_probability(data.acts[:, order])
+    scores = posthoc.conditional_probability(data.acts[:, order], data.acts[:, order])
     assert recovery.edge_scores(scores, latent_of, latent_of, forest.parent_of) == (1, 1)
 
 
