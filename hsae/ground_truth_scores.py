@@ -127,7 +127,8 @@ def score_hsae(model: HierarchicalSAE, choosing: Truth, scoring: Truth, stream: 
 
     - l0_level2; parent_f1, root_f1: F1 of the level-2 latents that stand for the parents, and for all roots
     - edge_ap, edge_f1, ancestor_precision, ancestor_recall: of the edges ranked by P(level-2 latent active | level-1
-      latent active), beyond chance, as those of a flat dictionary are; edge_ap_decoder: average precision by level-2 decoder weight
+      latent active), beyond chance, as those of a flat dictionary are
+    - edge_ap_decoder: average precision by level-2 decoder weight
     - edge_ap_by_direction: the former, both levels matched by direction
     - absorption_level2: share of the children's firings at which the level-2 latent of the parent is silent
 

@@ -137,8 +137,6 @@ def latents(
     information: dict[str, Any],
     absorption: dict[str, Any],
     proxies: dict[str, Any],
-    effects: dict[str, Any],
-    recurrence: dict[str, Any],
 ) -> str:
     """What single latents are worth, a row per measure: both levels, flat TopK of either width, and chance."""
     names = {
@@ -150,10 +148,6 @@ def latents(
     known = [absorption["methods"][name]["mean"] for name in names.values()]
     rules = [proxies[name] for name in names.values()]
     nulls = [f"{rule['proxy_f1_null']['mean']:.2f}" for rule in rules]
-    levels = ("level1", "level2")
-    ratios = [2 ** effects[level]["log2_ratio"] for level in levels]
-    again = [f"{recurrence[level]['recurs']:.0%}" for level in levels]
-    by_chance = max(recurrence[level]["recurs_null"] for level in levels)
     lines = [
         ["told of the next character (nats)", *(f"{value:.2f}" for value in probes), f"of {entropy:.2f}"],
         ["F1 of the best latent for a concept", *(f"{own['first_feature_f1']:.2f}" for own in known),
@@ -162,8 +156,6 @@ def latents(
         ["F1 of a short rule (proxy)", *(f"{rule['proxy_f1']['mean']:.2f}" for rule in rules), " / ".join(nulls)],
         ["intruders found by a simulated rater (proxy)",
          *(f"{rule['proxy_intruder']['mean']:.0%}" for rule in rules), "20%"],
-        ["effect of its removal, over a random direction's", *(f"{ratio:.1f} ×" for ratio in ratios), "", "", "1 ×"],
-        ["found again by another seed", *again, "", "", f"{by_chance:.0%}"],
     ]  # fmt: skip
     return _markdown(["", "level 1", "level 2", "TopK", "TopK, level-2 width", "chance"], lines)
 
@@ -222,7 +214,6 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "latents": (
         (
             "metrics/mutual_information.json", "metrics/absorption.json", "metrics/interpretability_proxy.json",
-            "metrics/latent_effects.json", "metrics/recurrence.json",
         ),
         latents,
     ),
