@@ -55,6 +55,7 @@ def main(flat: list[str], clusters: list[str]) -> None:
                 bar.advance(1, name)
         result = {
             "pairs": causal_tasks.report(kept),
+            "total_effect_of": causal_tasks.KEPT,
             "tasks": {name: found.metrics for name, found in traced.items()},
             "comparisons": compare({name: found.areas for name, found in traced.items()}),
             "samples": causal_tasks.samples(tasks, SPLITS, first.activations.offsets.numpy(), stream.of("pairs")),
