@@ -168,7 +168,9 @@ def test_text_that_chooses_says_which_latents_are_removed_from_the_other(gpt: GP
 def test_the_figure_shows_both_levels_before_and_after_training():
     table = pd.DataFrame({"level": [1, 2], "kl": [0.5, 0.25], "kl_null": [0.1, 0.2]})
     axes = feature_plots.latent_effects(table, table.assign(kl=0.1)).axes[0]
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    legend = axes.get_legend()
+    assert legend
+    labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["1", "2", "untrained 1", "untrained 2"]
 
 
