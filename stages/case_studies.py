@@ -43,7 +43,7 @@ def main() -> None:
         text = [vocabulary[token] for token in tokens.tolist()]
         weight = hsae.level2.W_dec.detach().double().cpu().numpy()
         evidence = read_evidence(stage)
-        longest = int(evidence.proxies["length"].max()) if len(evidence.proxies) else 1
+        longest = int(max([1, *evidence.proxies["length"].tolist()]))
         codes = ngram_codes(everything.numpy(), offsets.long().numpy(), len(vocabulary), longest)
         material = Material(evidence, _acts(hsae, val), _acts(hsae, store), weight, text, codes, raised, vocabulary)
 
