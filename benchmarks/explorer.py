@@ -49,7 +49,7 @@ def large(config: ExplorerConfig) -> str:
         proxies=pd.DataFrame(
             {
                 "latent": indices, "length": 3, "proxy_f1": 0.5, "proxy_f1_null": 0.1,
-                "rule": " | ".join(["abc"] * 8), "method": [f"HSAE level{level}" for level in levels],
+                "rule": " | ".join(["abc"] * 8), "codes": "[]", "method": [f"HSAE level{level}" for level in levels],
             }
         ),
         information=edges.assign(u=0.1, q=0.001),

@@ -7,7 +7,6 @@ flattered. Whether another seed finds them again has no part in the choice, as t
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ from scipy.sparse import csc_array, csr_array
 from hsae.coactivation import activity
 from hsae.config import check, check_positive
 from hsae.evidence import Evidence
+from hsae.interpretability_proxy import Part, Rule
 from hsae.latent_effects import Raised, strongest
 from hsae.snippets import apart, begin
 from hsae.stability import RECURS
@@ -96,8 +96,9 @@ class LevelActs:
 class Material:
     """What cases are made of: what is known of level-2 latents, on the text that chooses and on that which is shown.
 
-    evidence: tables of the other stages. weight: of the level-2 decoder. text: the tokens of `shown`. raised: next
-    tokens of `vocabulary` that each latent raises and lowers most.
+    evidence: tables of the other stages. weight: of the level-2 decoder. text: the tokens of `shown`; codes: the
+    n-grams that end at each, by `interpretability_proxy.ngram_codes`, as long as any rule's. raised: next tokens of
+    `vocabulary` that each latent raises and lowers most.
     """
 
     evidence: Evidence
@@ -105,6 +106,7 @@ class Material:
     shown: LevelActs
     weight: Float[ndarray, "parent child"]
     text: Sequence[str]
+    codes: dict[int, Int[ndarray, " token"]]
     raised: Raised
     vocabulary: Sequence[str]
 
@@ -131,6 +133,17 @@ class Material:
     @cached_property
     def _families(self) -> Bool[ndarray, "parent child"]:
         return self.choice.families(self.weight)
+
+    def fires(self, latent: int) -> Bool[ndarray, " token"]:
+        """The shown tokens on which the proxy's rule says that a latent is active; none if it has no rule."""
+        row = self.latents.loc[latent]
+        if not isinstance(row["codes"], str):
+            return np.zeros(len(self.text), dtype=bool)
+        return self._part.fires(Rule(int(row["length"]), tuple(json.loads(row["codes"]))))
+
+    @cached_property
+    def _part(self) -> Part:
+        return Part(self.codes, self.shown.h2)
 
     def children(self, latent: int, n: int) -> pd.DataFrame:
         """The first rows of `Evidence.children` of a latent, each with its rule: a list of n-grams."""
@@ -197,7 +210,7 @@ def case(material: Material, latent: int, config: CaseConfig, stream: Stream) ->
         "rule": rule,
         "evidence": evidence(row, found, chosen["children"], tasks, float(np.median(material.latents["density"]))),
         "children": material.children(latent, config.children).to_dict("records"),
-        "examples": examples(acts, fires(material.text, rule) & kept, material.text, config, stream.of(latent)),
+        "examples": examples(acts, material.fires(latent) & kept, material.text, config, stream.of(latent)),
     }
 
 
@@ -215,19 +228,6 @@ def frames(material: Material, latent: int, config: CaseConfig) -> tuple[pd.Data
     }
     standing = [(name, 100 * values.rank(pct=True)[latent]) for name, values in measures.items()]
     return raised, material.children(latent, config.children), pd.DataFrame(standing, columns=["measure", "percentile"])
-
-
-def fires(text: Sequence[str], rule: list[str]) -> Bool[ndarray, " token"]:
-    """The tokens of a text with which it ends in one of the n-grams."""
-    string, on = "".join(text), np.zeros(len(text), dtype=bool)
-    ends = np.cumsum(list(map(len, text)))
-    for ngram in filter(None, rule):
-        # Ahead of where they are looked for, so that those which overlap are found too.
-        found = re.finditer(f"(?={re.escape(ngram)})", string)
-        stops = np.fromiter((match.start() for match in found), dtype=int) + len(ngram)
-        tokens = np.searchsorted(ends, stops)
-        on[tokens[ends[tokens] == stops]] = True
-    return on
 
 
 def examples(

@@ -18,11 +18,13 @@ from hsae.causal_nodes import (
     LEVEL2,
     MATCHED,
     NEURONS,
+    UNTRAINED,
     Choice,
     choose,
     difference_of_means,
     liveliness,
     matched,
+    promoted_by_chance,
 )
 from hsae.causal_tasks import Task
 from hsae.config import check, check_positive
@@ -30,7 +32,7 @@ from hsae.hierarchical import HierarchicalSAE
 from hsae.statistics import cluster_weights, holm
 from hsae.streams import Stream
 
-DRAWS = 20  # times `N_CLUSTER_RESAMPLES`: the smallest p is then below .05 / 420, so that Holm can let it pass
+DRAWS = 20  # times `N_CLUSTER_RESAMPLES`: the smallest p is then below .05 / 448, so that Holm can let it pass
 
 
 @dataclass
@@ -39,7 +41,8 @@ class CausalConfig:
 
     prompt_chars: length of prompts. pairs: of each task in discovery and test, at most; min_pairs: with fewer, a task
     is reported but not traced. ks: numbers of nodes of the curves. steps: of integrated gradients. exact: nodes
-    whose effect is also measured one by one. draws: of matched random latents. distance: positions of the map, back
+    whose effect is also measured one by one. draws: of matched random latents. nulls: random bases, of which each is
+    asked for the direction to steer with. distance: positions of the map, back
     from the last. parents, children: of the path diagrams.
     """
 
@@ -50,6 +53,7 @@ class CausalConfig:
     steps: int
     exact: int
     draws: int
+    nulls: int
     distance: int
     parents: int
     children: int
@@ -272,16 +276,18 @@ def path_effects(
 def compare(found: dict[str, dict[str, dict[str, Float[ndarray, " draw"]]]]) -> dict[str, Any]:
     """measure -> reference -> method -> task -> its difference from the reference: value, interval, p, p_holm.
 
-    `found`: task -> method -> measure. References are neurons and both levels. p_holm is adjusted over all that is
-    returned, as all of it is read together: measures, references, methods and tasks.
+    `found`: task -> method -> measure. References are neurons and both levels, and of each level what it was before
+    training, with which it alone is compared. p_holm is adjusted over all that is returned, as all of it is read
+    together: measures, references, methods and tasks.
     """
     result: dict[str, Any] = {}
-    methods = list(next(iter(found.values()), {}))
+    methods = [method for method in next(iter(found.values()), {}) if method not in UNTRAINED.values()]
+    pairs = [(reference, method) for reference in (NEURONS, LEVEL1, LEVEL2) for method in methods]
+    pairs += [(untrained, level) for level, untrained in UNTRAINED.items()]
     compared = [
         (measure, reference, method, task)
         for measure in ("cpr", "cmd")
-        for reference in (NEURONS, LEVEL1, LEVEL2)
-        for method in methods
+        for reference, method in pairs
         for task in found
         if method != reference
     ]
@@ -303,6 +309,8 @@ class Traced:
     metrics: dict[str, Any]
     areas: dict[str, dict[str, Float[ndarray, " draw"]]]
     """method -> measure (see `areas`), of all pairs and of every draw."""
+    chance: dict[str, Float[Tensor, "null d_in"]]
+    """level -> `promoted_by_chance` of as many random directions as the level has latents."""
 
 
 def trace(
@@ -313,9 +321,10 @@ def trace(
     config: CausalConfig,
     stream: Stream,
 ) -> Traced:
-    """Everything of one task. `bases` hold both levels and neurons by their names; `x` says what latents are like.
+    """Everything of one task. `bases` hold both levels, before training too, and neurons by their names.
 
-    `stream` is the task's: it draws pieces of the corpus anew, and random latents.
+    `x` says what latents are like. `stream` is the task's: it draws pieces of the corpus anew, random latents and
+    random directions.
 
     A map is drawn only where some replaced character is not the last one: otherwise it can be nothing but 1 there.
     """
@@ -351,11 +360,15 @@ def trace(
         "map": None if restored is None else restored.tolist(),
         "agreement": {name: agreement(bases[name], pair, config.steps, config.exact) for name in levels},
         "methods": methods,
-        "promoted": {name: choices[name].promoted for name in levels},
+        "promoted": {name: choices[name].promoted for name in (*levels, *UNTRAINED.values())},
         "latents": {name: latents(choices[name], test, config.parents, bootstrap) for name in levels},
         "paths": path_effects(pair, model, choices[LEVEL2], config.parents, config.children, bootstrap),
     }
-    return Traced(metrics, found)
+    chance = {
+        name: promoted_by_chance(len(bases[name]), config.nulls, discovery, gradient, stream.of("random bases", name))
+        for name in levels
+    }
+    return Traced(metrics, found, chance)
 
 
 def _array(values: Tensor) -> ndarray:

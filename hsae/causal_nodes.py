@@ -12,6 +12,7 @@ from hsae.config import check
 from hsae.streams import Stream
 
 NEURONS, LEVEL1, LEVEL2 = "neurons", "level1", "level2"
+UNTRAINED = {LEVEL1: "untrained level1", LEVEL2: "untrained level2"}  # what training has to be better than
 MATCHED, RANDOM, DIFFERENCE = "matched random latents", "random directions", "difference of means"
 NEAREST = 10  # latents among which a matched one is drawn
 
@@ -37,6 +38,26 @@ def choose(basis: Basis, runs: Runs, gradient: Float[Tensor, "pair pos d_in"]) -
     codes = runs.codes(basis)
     scores = causal.attribution(codes, basis, gradient).mean(0)
     return Choice(basis, scores.argsort(descending=True, stable=True), codes.sum(1).mean(0))
+
+
+def promoted_by_chance(
+    n: int, draws: int, runs: Runs, gradient: Float[Tensor, "pair pos d_in"], stream: Stream
+) -> Float[Tensor, "draw d_in"]:
+    """The direction that is `promoted` of `n` random ones, drawn anew time after time: what such a choice gives anyway.
+
+    A direction's node is the coordinate along it. Its attribution, the sum of (difference . direction) (gradient .
+    direction), is a quadratic form in the direction: thousands of directions cost one small product.
+    """
+    difference = runs.difference()
+    form = torch.einsum("npi,npj->ij", difference, gradient) / len(runs)
+    more = difference.sum(1).mean(0)
+    found = []
+    for draw in range(draws):
+        random = torch.randn(n, len(form), generator=stream.of(draw).torch()).to(form)
+        directions = random / random.norm(dim=1, keepdim=True)
+        order = ((directions @ form) * directions).sum(1).argsort(descending=True, stable=True)
+        found.append(directions[Choice(linear_basis(directions), order, directions @ more).promoted])
+    return torch.stack(found)
 
 
 def liveliness(basis: Basis, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "node 2"]:

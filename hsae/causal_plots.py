@@ -130,7 +130,7 @@ def paths(tasks: dict[str, Any]) -> Figure:
 
 @_unless_empty
 def steering(frame: pd.DataFrame) -> Figure:
-    """Gain of the task's characters against damage to the text, a line per latent and one for random directions.
+    """Gain of the task's characters against damage to the text, a line per latent and one for chance.
 
     Columns: task, direction, dose, gain, damage.
     """

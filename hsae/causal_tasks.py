@@ -22,6 +22,7 @@ from hsae.streams import Stream
 SENTENCE_ENDS = ".!?"
 BRACKETS = {"round": "()", "square": "[]", "curly": "{}"}
 SURE, OFTEN = 0.9, 50  # of a beginning of a word: how likely what follows is, and how often it was seen
+KEPT = "pairs on which the model is right, by the log odds that the total effect is measured in"
 CLUSTER = 512  # characters: pairs from the same piece of the corpus are not independent
 
 
@@ -111,6 +112,13 @@ class Kept:
     surplus: int
     """Right on both, but more than were wanted."""
     kept: int
+    effect: float | None
+    """Mean effect of the replaced character on the log odds of the pairs that are kept, nats; None without one.
+
+    They are those on which the model is right by these very log odds: this flatters it.
+    """
+    effect_asked: float | None
+    """The same of all pairs that were asked, right or wrong."""
 
 
 def rules(tokens: Integer[ndarray, " corpus"], vocabulary: Sequence[str], train_end: int) -> list[Rule]:
@@ -164,7 +172,8 @@ def keep(
 ) -> tuple[Task, Kept]:
     """Up to `most` pairs on which the model is right: log odds above 0 after the prompt, below 0 after the other.
 
-    No dictionary has a part in this: the pairs are the same for all, and effects are those of such pairs.
+    No dictionary has a part in this: the pairs are the same for all, and effects are those of such pairs. The log odds
+    that choose are those by which the total effect is measured; so that of all pairs that are asked is counted too.
     """
     found = draw(rule, tokens, bounds, width, stream)
     clean, corrupt = torch.zeros(0), torch.zeros(0)
@@ -173,7 +182,7 @@ def keep(
         odds = [found.metric(last_logits(prompts[rows])).cpu() for prompts in (found.clean, found.corrupt)]
         clean, corrupt = torch.cat([clean, odds[0]]), torch.cat([corrupt, odds[1]])
     right = (clean > 0) & (corrupt < 0)
-    asked = len(right)
+    asked, effect = len(right), (clean - corrupt).double()
     kept = found.select(torch.cat([right, torch.zeros(len(found) - asked, dtype=torch.bool)]), most)
     return kept, Kept(
         found=len(found),
@@ -182,6 +191,8 @@ def keep(
         corrupt_wrong=int(((clean > 0) & (corrupt >= 0)).sum()),
         surplus=int(right.sum()) - len(kept),
         kept=len(kept),
+        effect=_mean(effect[right][:most]),
+        effect_asked=_mean(effect),
     )
 
 
@@ -213,6 +224,10 @@ def samples(
 def report(kept: dict[str, dict[str, Kept]]) -> dict[str, Any]:
     """task -> split -> counts, as JSON holds them."""
     return {task: {split: asdict(counts) for split, counts in splits.items()} for task, splits in kept.items()}
+
+
+def _mean(effects: Float[Tensor, " pair"]) -> float | None:
+    return effects.mean().item() if len(effects) else None
 
 
 class _Text:

@@ -27,15 +27,17 @@ class Evidence:
     def latents(self, level: int, n: int) -> pd.DataFrame:
         """A row for each of the `n` latents of a level; nan where something is not known of it.
 
-        Columns: rule (n-grams of `length` tokens each, as JSON), proxy_f1, proxy_f1_null, cosine (with
-        its match in another seed), cosine_null (the 95th percentile for random directions); of its removal tokens, kl,
-        kl_null, and kl_choice and kl_null_choice, which are of other text, and there to choose latents by.
+        Columns: rule (n-grams of `length` tokens each, as JSON), codes (the same as numbers), proxy_f1, proxy_f1_null,
+        cosine (with its match in another seed), cosine_null (the 95th percentile for random directions); of its removal
+        tokens, kl, kl_null, and kl_choice and kl_null_choice, which are of other text, and there to choose latents by.
         """
         proxies = self.proxies.query("method == @name", local_dict={"name": f"HSAE level{level}"}).set_index("latent")
         recurrence = self.recurrence.query("level == @level").set_index("latent")
         effects = self.effects.query("level == @level").set_index("latent")
         table = pd.DataFrame(index=pd.RangeIndex(n, name="latent"))
-        table = table.join(proxies[["rule", "length", "proxy_f1", "proxy_f1_null"]]).join(recurrence[["cosine"]])
+        table = table.join(proxies[["rule", "codes", "length", "proxy_f1", "proxy_f1_null"]]).join(
+            recurrence[["cosine"]]
+        )
         removed = effects[["tokens", "kl", "kl_null", "kl_choice", "kl_null_choice"]]
         return table.assign(cosine_null=recurrence["null"].quantile(0.95)).join(removed)
 

@@ -106,9 +106,16 @@ def recurrence(table: pd.DataFrame) -> Figure:
     return grid.figure
 
 
-def latent_effects(table: pd.DataFrame) -> Figure:
-    """What removing a latent changes, against removing as much in a random direction. Columns: level, kl, kl_null."""
-    shown = table.query("kl > 0 and kl_null > 0").astype({"level": str})
+def latent_effects(table: pd.DataFrame, untrained: pd.DataFrame) -> Figure:
+    """What removing a latent changes, against removing as much in a random direction; before training too.
+
+    Columns: level, kl, kl_null.
+    """
+    named = [
+        own.assign(level=[f"{name}{level}" for level in own["level"]])
+        for name, own in (("", table), ("untrained ", untrained))
+    ]
+    shown = pd.concat(named, ignore_index=True).query("kl > 0 and kl_null > 0")
     figure = Figure(figsize=(5.6, 5), layout="constrained")
     axes = figure.subplots()
     sns.scatterplot(shown, x="kl_null", y="kl", hue="level", style="level", s=24, alpha=0.6, ax=axes)

@@ -171,8 +171,8 @@ def score(fit: Part, test: Part, config: ProxyConfig, vocabulary: Sequence[str],
     """A row for each latent that is active on enough tokens of the part `fit`, whatever it does on the other.
 
     Columns: latent, density (on the test part), length, proxy_f1, proxy_f1_null (of a rule that was found for the
-    latent's activations at other tokens, moved in a circle), proxy_intruder, rule. Both F1 are 0 of a latent that is
-    silent on the test part.
+    latent's activations at other tokens, moved in a circle), proxy_intruder, rule and codes (its n-grams as text and as
+    numbers, JSON). Both F1 are 0 of a latent that is silent on the test part.
     """
     n = _shape(fit.acts)[0]
     shift = int(stream.of("shift of the null").numpy().integers(n // 4, n - n // 4))
@@ -192,9 +192,10 @@ def score(fit: Part, test: Part, config: ProxyConfig, vocabulary: Sequence[str],
                 "proxy_f1_null": f1(test.fires(by_chance[latent]), on),
                 "proxy_intruder": intruder_accuracy(acts, fires, config.snippet_chars, config.trials, snippets),
                 "rule": json.dumps([text_of(code, rule.length, vocabulary) for code in rule.ngrams]),
+                "codes": json.dumps(rule.ngrams),
             }
         )
-    columns = ["latent", "density", "length", "proxy_f1", "proxy_f1_null", "proxy_intruder", "rule"]
+    columns = ["latent", "density", "length", "proxy_f1", "proxy_f1_null", "proxy_intruder", "rule", "codes"]
     return pd.DataFrame(rows, columns=columns)
 
 

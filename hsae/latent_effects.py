@@ -4,8 +4,8 @@ A latent's part of the stream, its activation times its direction, is removed wh
 ablation of the latent, as in Marks et al. 2024, arXiv 2403.19647), and the distributions of the next character are
 compared where it was. The null removes as much in a random direction instead.
 
-All of this is done twice, on two texts, with random directions of their own: by the first, latents and the tokens that
-they raise most are chosen; what is said of them are numbers of the second.
+All of this is done twice, on two texts, with random directions of their own: by the first, the latents that are removed
+and the tokens that they raise most are chosen; what is said of them are numbers of the second.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class EffectsConfig:
     """Section `latent_effects`.
 
     contexts: of either split that are looked at. contexts_per_latent: that are run for each latent. latents: of each
-    level, those with the largest summed activation there; the others are not removed.
+    level, those with the largest summed activation on the text that chooses; the others are not removed.
     """
 
     contexts: int
@@ -54,11 +54,12 @@ class Effects:
     table: a row per latent, with columns latent, tokens (on which it was active and removed), kl (mean divergence of
     the next character's distribution without the latent from that with it, nats) and kl_null (random directions); both
     nan where it is active nowhere, or was not removed. raised: mean log probability of every next token with the
-    latent, less that without it.
+    latent, less that without it. removed: the latents that were removed.
     """
 
     table: pd.DataFrame
     raised: Float[Tensor, "latent vocab"]
+    removed: Int[Tensor, " some"]
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,30 @@ def chosen_and_scored(
 ) -> tuple[pd.DataFrame, Raised]:
     """`Effects.table` of `test`, with kl_choice and kl_null_choice of `val`; and tokens raised and lowered most.
 
-    These are chosen on `val`, and have nats of `test`.
+    These, and the latents that are removed, are chosen on `val`; nats are of `test`.
     """
     choice = effects(model, val, basis, config, f"{name}, chosen on", stream.of("chosen on", name))
-    chosen, tokens = choice.table, extremes(choice.raised).numpy()
+    chosen, tokens, removed = choice.table, extremes(choice.raised).numpy(), choice.removed
     del choice  # of many tokens, `raised` is large
-    score = effects(model, test, basis, config, f"{name}, scored on", stream.of("scored on", name))
+    score = effects(model, test, basis, config, f"{name}, scored on", stream.of("scored on", name), removed)
     table = score.table.assign(kl_choice=chosen["kl"], kl_null_choice=chosen["kl_null"])
     tokens[score.table["tokens"].to_numpy() == 0] = -1
     return table, Raised(tokens, np.take_along_axis(score.raised.numpy(), np.maximum(tokens, 0), axis=1))
 
 
 @torch.no_grad()
-def effects(model: CausalLM, store: Store, basis: Basis, config: EffectsConfig, name: str, stream: Stream) -> Effects:
-    """Remove every latent of `basis`, one at a time, in contexts of `store` that are drawn among those it is active in.
+def effects(
+    model: CausalLM,
+    store: Store,
+    basis: Basis,
+    config: EffectsConfig,
+    name: str,
+    stream: Stream,
+    removed: Int[Tensor, " some"] | None = None,
+) -> Effects:
+    """Remove latents of `basis`, one at a time, in contexts of `store` that are drawn among those it is active in.
 
+    `removed` are the latents that are removed; None: the `config.latents` with the largest summed activation here.
     Contexts are the first `config.contexts` (or all that there are). Nothing is active on a row that is masked. Parts
     of `stream` draw the contexts and the directions of the null.
     """
@@ -103,8 +113,9 @@ def effects(model: CausalLM, store: Store, basis: Basis, config: EffectsConfig, 
     codes = torch.cat([basis.encode(store.normalizer(part.flatten(0, 1))) for part in acts.split(BATCH)])
     codes = codes.view(*acts.shape[:2], -1)
     codes[masked] = 0
-    active_in = (codes > 0).any(1).cpu()
-    active_in[:, codes.sum((0, 1)).argsort(descending=True, stable=True)[config.latents :].cpu()] = False
+    if removed is None:
+        removed = codes.sum((0, 1)).argsort(descending=True, stable=True)[: config.latents].cpu()
+    active_in = (codes > 0).any(1).cpu() & torch.isin(torch.arange(len(basis)), removed)
     random = random_directions(basis, stream.of("random directions"))
     pairs = _draw(active_in, config.contexts_per_latent, stream.of("contexts"))
     n_vocab = log_p.shape[-1]
@@ -117,8 +128,8 @@ def effects(model: CausalLM, store: Store, basis: Basis, config: EffectsConfig, 
             on = own > 0
             before, whose = log_p[contexts][on], latents.repeat_interleave(on.sum(1).cpu())
             for directions, divergence in ((basis.directions, kl), (random, kl_null)):
-                removed = store.normalizer.scale * own[..., None] * directions[latents][:, None]
-                change = before - model.logits_at(residual - removed, store.layer, on).log_softmax(-1)
+                part = store.normalizer.scale * own[..., None] * directions[latents][:, None]
+                change = before - model.logits_at(residual - part, store.layer, on).log_softmax(-1)
                 divergence.index_add_(0, whose, (before.exp() * change).sum(1).double().cpu())
                 if directions is basis.directions:
                     raised.index_add_(0, whose, change.double().cpu())
@@ -127,7 +138,7 @@ def effects(model: CausalLM, store: Store, basis: Basis, config: EffectsConfig, 
     columns = {"tokens": tokens, "kl": kl / tokens, "kl_null": kl_null / tokens}
     table = pd.DataFrame({key: value.numpy() for key, value in columns.items()})
     table.insert(0, "latent", np.arange(len(basis)))
-    return Effects(table.astype({"tokens": int}), raised / tokens[:, None].clamp(min=1))
+    return Effects(table.astype({"tokens": int}), raised / tokens[:, None].clamp(min=1), removed)
 
 
 def random_directions(basis: Basis, stream: Stream) -> Float[Tensor, "latent d_in"]:

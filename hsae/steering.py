@@ -1,5 +1,10 @@
-"""Steering: a direction is added to the residual stream everywhere; what it makes likelier, and what it damages."""
+"""Steering: a direction is added to the residual stream everywhere; what it makes likelier, and what it damages.
 
+A latent that is steered with is the best of all those of its level. So it is compared with the best, by the same
+choice, of as many random directions (`causal_nodes.promoted_by_chance`), not with random directions as such.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +20,7 @@ from hsae.causal_lm import CausalLM
 from hsae.config import check, check_positive
 from hsae.language_model import next_token_loss
 from hsae.progress import Progress
-from hsae.statistics import cluster_weights
+from hsae.statistics import cluster_weights, holm
 from hsae.streams import Stream
 
 BATCH = 64  # contexts at a time
@@ -26,16 +31,15 @@ class SteeringConfig:
     """Section `steering`.
 
     contexts: of the test split. doses: lengths of what is added, in units of the root mean square norm of a normalised
-    activation. random: directions to compare with. damage: cross-entropy at which gains are compared, nats.
+    activation. damage: cross-entropy at which gains are compared, nats.
     """
 
     contexts: int
     doses: list[float]
-    random: int
     damage: float
 
     def __post_init__(self) -> None:
-        check_positive(self, ["contexts", "random", "damage"])
+        check_positive(self, ["contexts", "damage"])
         ascending = bool(self.doses) and self.doses == sorted(set(self.doses)) and self.doses[0] > 0
         check("doses", self.doses, "ascending, above 0", ascending)
 
@@ -125,14 +129,17 @@ def gain_at(damage: float, gains: Float[ndarray, " dose"], damages: Float[ndarra
     return float(np.interp(damage, grown, np.append(0.0, gains)))
 
 
-def frame(responses: dict[str, Response], random: list[Response], class_index: int, doses: list[float]) -> pd.DataFrame:
+def frame(
+    responses: dict[str, Response], chance: dict[str, list[Response]], class_index: int, doses: list[float]
+) -> pd.DataFrame:
     """A row per direction and dose: mean gain of one class, mean damage. Columns: direction, dose, gain, damage.
 
-    Random directions are one, their mean.
+    Directions that chance gives instead of one of `responses` are one, their mean.
     """
     curves = {name: (own.gain[class_index].mean(1), own.damage.mean(1)) for name, own in responses.items()}
-    chance = [(own.gain[class_index].mean(1), own.damage.mean(1)) for own in random]
-    curves["random (mean)"] = tuple(np.mean(values, axis=0) for values in zip(*chance, strict=True))
+    for name, drawn in chance.items():
+        random = [(own.gain[class_index].mean(1), own.damage.mean(1)) for own in drawn]
+        curves[f"{name}, random (mean)"] = tuple(np.mean(values, axis=0) for values in zip(*random, strict=True))
     return pd.concat(
         [
             pd.DataFrame({"direction": name, "dose": doses, "gain": gain, "damage": damage})
@@ -142,27 +149,34 @@ def frame(responses: dict[str, Response], random: list[Response], class_index: i
 
 
 def summarize(
-    responses: dict[str, Response], random: list[Response], class_index: int, config: SteeringConfig, stream: Stream
+    responses: dict[str, Response],
+    chance: dict[str, list[Response]],
+    class_index: int,
+    config: SteeringConfig,
+    stream: Stream,
 ) -> dict[str, Any]:
     """Of each direction its gain and damage at every dose, and its gain at `config.damage`, with its 95% interval.
 
-    `p` is its rank among itself and the random directions that do so much damage; `random` has their mean. `difference`
-    is the last direction's gain at that damage minus the first one's. Intervals are over contexts, which
+    `chance` has, of some of them, responses to what a random basis would have given instead. `p` is a direction's rank
+    among itself and those that do so much damage; `random` has how many, and their mean. `difference` is the gain at
+    that damage of the last direction that has a `chance` minus that of the first. Intervals are over contexts, which
     `stream` draws anew, the same ones for all: differences are paired. What a direction does not reach is None.
     """
-    n_contexts = random[0].damage.shape[1]
+    n_contexts = next(iter(responses.values())).damage.shape[1]
     weights = np.vstack([np.ones(n_contexts), cluster_weights(n_contexts, stream)]) / n_contexts
 
     def at_damage(response: Response, draws: slice) -> ndarray:
         gains, damages = response.gain[class_index] @ weights[draws].T, response.damage @ weights[draws].T
         return np.array([gain_at(config.damage, *own) for own in zip(gains.T, damages.T, strict=True)])
 
-    chance = np.array([at_damage(response, slice(1))[0] for response in random])
-    known = chance[np.isfinite(chance)]
     drawn = {name: at_damage(response, slice(None)) for name, response in responses.items()}
-    first, *_, last = drawn.values()
+    random = {name: np.array([at_damage(own, slice(1))[0] for own in rows]) for name, rows in chance.items()}
+    known = {name: values[np.isfinite(values)] for name, values in random.items()}
+    first, *_, last = (drawn[name] for name in chance)
     return {
-        "random": {"n": len(known), "mean": _number(known.mean() if len(known) else np.nan)},
+        "random": {
+            name: {"n": len(own), "mean": _number(own.mean() if len(own) else np.nan)} for name, own in known.items()
+        },
         "difference": {"value": _number((last - first)[0]), "interval": _interval(last - first)},
         **{
             name: {
@@ -170,13 +184,29 @@ def summarize(
                 "damage": response.damage.mean(1).tolist(),
                 "gain_at_damage": _number(drawn[name][0]),
                 "interval": _interval(drawn[name]),
-                "p": _number((1 + (known >= drawn[name][0]).sum()) / (1 + len(known)))
-                if np.isfinite(drawn[name][0])
-                else None,
+                **({"p": _rank(drawn[name][0], known[name])} if name in known else {}),
             }
             for name, response in responses.items()
         },
     }
+
+
+def adjusted(tasks: dict[str, dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The same, with p_holm beside each p: adjusted over all tasks and `names`, but for those that have no p.
+
+    With n random directions no p is below 1 / (n + 1), and none of m that are adjusted below m / (n + 1).
+    """
+    known = {(task, name): tasks[task][name]["p"] for task in tasks for name in names}
+    known = {key: p for key, p in known.items() if p is not None}
+    p_holm = dict(zip(known, holm(np.array([*known.values()], dtype=float)).tolist(), strict=True))
+    return {
+        task: {**own, **{name: {**own[name], "p_holm": p_holm.get((task, name))} for name in names}}
+        for task, own in tasks.items()
+    }
+
+
+def _rank(value: float, chance: Float[ndarray, " direction"]) -> float | None:
+    return float((1 + (chance >= value).sum()) / (1 + len(chance))) if np.isfinite(value) else None
 
 
 def _interval(drawn: Float[ndarray, " draw"]) -> list[float] | None:

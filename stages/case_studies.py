@@ -12,6 +12,7 @@ from hsae.coactivation import among, sparse_acts
 from hsae.dictionary import DictionaryConfig
 from hsae.files import read_json, read_tensors, write_figure, write_json, write_text
 from hsae.hierarchical import HierarchicalSAE
+from hsae.interpretability_proxy import ngram_codes
 from hsae.samples import record
 from stages.evidence import read_evidence
 from stages.files import read_store
@@ -31,15 +32,20 @@ def main() -> None:
         stream = stage.params(DictionaryConfig).stream("case_studies")
         model, hsae = read_transformer(stage, device), read_hsae(stage, device)
         basis, val, store = causal.hsae_bases(hsae)["level2"], *(read_store(stage, name, device) for name in SPLITS)
-        tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"][store.activations.offsets.long()]
+        everything, offsets = (
+            read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"],
+            store.activations.offsets,
+        )
+        tokens = everything[offsets.long()]
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         raised = read_raised(stage, 2)
         corpus = read_json(stage.input("data/corpus.json"))["name"]
         text = [vocabulary[token] for token in tokens.tolist()]
         weight = hsae.level2.W_dec.detach().double().cpu().numpy()
-        material = Material(
-            read_evidence(stage), _acts(hsae, val), _acts(hsae, store), weight, text, raised, vocabulary
-        )
+        evidence = read_evidence(stage)
+        longest = int(max([1, *evidence.proxies["length"].tolist()]))
+        codes = ngram_codes(everything.numpy(), offsets.long().numpy(), len(vocabulary), longest)
+        material = Material(evidence, _acts(hsae, val), _acts(hsae, store), weight, text, codes, raised, vocabulary)
 
         latents = case_studies.select(material.chosen, basis.directions.double().cpu().numpy(), config.cases)
         prompt = tokens[: config.prompt_chars].long().to(device)

@@ -9,17 +9,17 @@ from torch import Tensor
 from hsae import causal, causal_plots, causal_tasks, run
 from hsae.causal import Basis, Runs, Tracer
 from hsae.causal_effects import CausalConfig, Pair, compare, trace
-from hsae.causal_nodes import rival_bases
+from hsae.causal_nodes import UNTRAINED, rival_bases
 from hsae.causal_tasks import Kept, Task
 from hsae.config import check
 from hsae.dictionary import DictionaryConfig
-from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
+from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json, write_tensors
 from hsae.hierarchical import HierarchicalSAE
 from hsae.progress import Progress
 from hsae.streams import Stream
 from stages.clusters import read_clusters
 from stages.files import read_store
-from stages.trained import read_flat, read_hsae
+from stages.trained import read_flat, read_hsae, read_untrained_hsae
 from stages.transformer import read_transformer
 
 SPLITS = {"discovery": "val", "test": "test"}
@@ -55,11 +55,14 @@ def main(flat: list[str], clusters: list[str]) -> None:
                 bar.advance(1, name)
         result = {
             "pairs": causal_tasks.report(kept),
+            "total_effect_of": causal_tasks.KEPT,
             "tasks": {name: found.metrics for name, found in traced.items()},
             "comparisons": compare({name: found.areas for name, found in traced.items()}),
             "samples": causal_tasks.samples(tasks, SPLITS, first.activations.offsets.numpy(), stream.of("pairs")),
         }
         write_json(Path("data/causal_tasks.json"), records)
+        chance = {f"{task}.{level}": rows for task, found in traced.items() for level, rows in found.chance.items()}
+        write_tensors(Path("data/causal_nulls.safetensors"), chance)
         write_json(Path("metrics/causal_tracing.json"), result)
         write_csv(Path("plots/causal_curves.csv"), causal_plots.curve_frame(result["tasks"]))
         for name, figure in FIGURES.items():
@@ -98,7 +101,8 @@ def _bases(
     stage: run.Stage, hsae: HierarchicalSAE, x: Tensor, flat: list[str], clusters: list[str], stream: Stream
 ) -> dict[str, Basis]:
     """All ways in which the stream is taken apart, but those that a task makes itself."""
-    bases = causal.hsae_bases(hsae)
+    bases, untrained = causal.hsae_bases(hsae), causal.hsae_bases(read_untrained_hsae(stage, x.device))
+    bases |= {name: untrained[level] for level, name in UNTRAINED.items()}
     for name in flat:
         model = read_flat(stage, name, x.device)
         bases[f"flat {name}"] = causal.dictionary_basis(model.encode, model.W_dec)

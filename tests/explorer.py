@@ -16,6 +16,12 @@ ALPHABET = "".join(sorted(set(TEXT)))
 CONFIG = ExplorerConfig(tokens=1000, strongest=4, per_band=2, snippet_chars=16, neighbours=2, characters=3, bins=8)
 SIZES = {1: 12, 2: 4}
 
+
+def _code(ngram: str) -> int:
+    """An n-gram as the proxy's rules have it."""
+    return sum(ALPHABET.index(c) * len(ALPHABET) ** place for place, c in enumerate(reversed(ngram)))
+
+
 EVIDENCE = Evidence(
     edges=pd.DataFrame(
         {
@@ -26,7 +32,8 @@ EVIDENCE = Evidence(
     proxies=pd.DataFrame(
         {
             "latent": [3, 4, 0], "length": [2, 1, 1], "proxy_f1": [0.9, 0.5, 0.4], "proxy_f1_null": [0.1, 0.1, 0.05],
-            "rule": ['["th"]', '["<"]', '["T"]'], "method": ["HSAE level1", "HSAE level1", "HSAE level2"],
+            "rule": ['["th"]', '["<"]', '["T"]'], "codes": [f"[{_code(ngram)}]" for ngram in ("th", "<", "T")],
+            "method": ["HSAE level1", "HSAE level1", "HSAE level2"],
         }
     ),
     information=pd.DataFrame({"parent": [0, 1], "child": [3, 6], "u": [0.25, 0.5], "q": [0.001, 0.5]}),

@@ -39,10 +39,10 @@ TINY = {
     },
     "interpretability_proxy": {"fit_tokens": 1024, "score_tokens": 1024, "longest": 2, "min_active": 2, "trials": 2},
     "causal_tracing": {
-        "prompt_chars": 16, "pairs": 8, "min_pairs": 1, "ks": [1, 4], "steps": 1, "exact": 3, "draws": 1, "distance": 2,
-        "parents": 2, "children": 2,
+        "prompt_chars": 16, "pairs": 8, "min_pairs": 1, "ks": [1, 4], "steps": 1, "exact": 3, "draws": 1, "nulls": 2,
+        "distance": 2, "parents": 2, "children": 2,
     },
-    "steering": {"contexts": 4, "doses": [0.5, 1.0], "random": 2},
+    "steering": {"contexts": 4, "doses": [0.5, 1.0]},
     "latent_effects": {"contexts": 8, "contexts_per_latent": 1},
     "build_study": {
         "tokens": 2048, "features": 2, "trials": 1, "parents": 2, "snippet_chars": 8, "clarity_snippets": 2, "gold": 2,

@@ -7,7 +7,8 @@ import pytest
 from scipy.sparse import csc_array
 
 from hsae import case_page, case_studies, feature_plots
-from hsae.case_studies import CRITERIA, CaseConfig, LevelActs, Material, criteria, examples, fires, select
+from hsae.case_studies import CRITERIA, CaseConfig, LevelActs, Material, criteria, examples, select
+from hsae.interpretability_proxy import ngram_codes
 from hsae.latent_effects import Raised
 from hsae.streams import Stream
 from tests.explorer import ALPHABET, EVIDENCE, TEXT, activations, raised
@@ -23,10 +24,13 @@ WEIGHT = np.zeros((4, 12))
 WEIGHT[[0, 0, 0, 1, 1, 2], [3, 4, 5, 6, 7, 8]] = [0.9, 0.5, 0.4, 0.8, 0.2, 0.3]
 
 
+CODES = ngram_codes(np.array([ALPHABET.index(c) for c in TEXT]), np.arange(len(TEXT)), len(ALPHABET), 2)
+
+
 @pytest.fixture
 def material() -> Material:
     choice, shown = (LevelActs(activations(n, 12, 1), activations(n, 4, 2), np.ones(n, bool)) for n in (500, len(TEXT)))
-    return Material(EVIDENCE, choice, shown, WEIGHT, TEXT, raised(4, 0), ALPHABET)
+    return Material(EVIDENCE, choice, shown, WEIGHT, TEXT, CODES, raised(4, 0), ALPHABET)
 
 
 def test_criteria_by_hand():
@@ -82,7 +86,14 @@ def test_latents_are_chosen_by_one_text_and_judged_by_the_other():
         }
     )  # fmt: skip
     material = Material(
-        dataclasses.replace(EVIDENCE, effects=effects), choice, shown, weight, "x" * n, raised(2, 0), ALPHABET
+        dataclasses.replace(EVIDENCE, effects=effects),
+        choice,
+        shown,
+        weight,
+        "x" * n,
+        {1: np.zeros(n, int)},
+        raised(2, 0),
+        ALPHABET,
     )
     assert material.chosen["met"].tolist()[0] == 3
     assert material.found["met"].tolist()[0] == 1, "its children are elsewhere in the other text, and its effect small"
@@ -127,10 +138,24 @@ def test_where_all_are_chosen_none_is_left_to_fail():
     assert chosen(np.eye(5), 5) == [1, 0, 2, 3, 4]
 
 
-def test_a_rule_fires_where_an_n_gram_ends():
-    assert np.flatnonzero(fires("aaab", ["aa", "ab"])).tolist() == [1, 2, 3]
-    assert not fires("aaab", []).any()
-    assert np.flatnonzero(fires(["a", "aab", "ab"], ["aa", "b", "abab"])).tolist() == [1, 2]
+def test_a_rule_fires_on_the_proxys_n_grams_of_tokens_not_on_their_letters():
+    vocabulary = ["the", "ba", "th", "e", " ", "b"]
+    tokens = np.array([0, 4, 1, 2, 3, 4, 2, 3, 5, 0])  # "the bathe theb" + "the"
+    text = [vocabulary[token] for token in tokens]
+    n = len(tokens)
+    codes = ngram_codes(tokens, np.arange(n), len(vocabulary), 2)
+    proxies = pd.DataFrame(
+        {
+            "latent": [0, 1], "length": [1, 2], "proxy_f1": 0.5, "proxy_f1_null": 0.1, "rule": '["the"]',
+            "codes": ["[0]", f"[{2 * 6 + 3}]"], "method": "HSAE level2",
+        }
+    )  # fmt: skip
+    acts = LevelActs(csc_array((n, 12)), csc_array((n, 4)), np.ones(n, bool))
+    evidence = dataclasses.replace(EVIDENCE, proxies=proxies)
+    own = Material(evidence, acts, acts, WEIGHT, text, codes, raised(4, 0), vocabulary)
+    assert np.flatnonzero(own.fires(0)).tolist() == [0, 9], "one token"
+    assert np.flatnonzero(own.fires(1)).tolist() == [4, 7], "two of them"
+    assert not own.fires(2).any(), "no rule"
 
 
 def test_examples_and_counter_examples():
@@ -148,7 +173,8 @@ def test_examples_and_counter_examples():
 
 def test_a_masked_token_is_no_example_and_not_counted(material: Material):
     own, rule = material.shown, ["T"]
-    kept = ~fires(TEXT, rule)
+    kept = ~material.fires(0)
+    assert kept.tolist() == [c != "T" for c in TEXT]
     h1, h2 = (csc_array(acts.toarray() * kept[:, None]) for acts in (own.h1, own.h2))
     shown = LevelActs(h1, h2, kept)
     found = case_studies.case(dataclasses.replace(material, shown=shown), 0, CONFIG, STREAM)
@@ -233,6 +259,6 @@ def test_a_piece_of_code_is_inert(text: str):
 def test_the_activity_of_nothing_is_survived():
     nothing = LevelActs(csc_array((len(TEXT), 12)), csc_array((len(TEXT), 4)), np.ones(len(TEXT), bool))
     none = Raised(np.full((4, 2), -1), np.zeros((4, 2)))
-    material = Material(EVIDENCE, nothing, nothing, WEIGHT, TEXT, none, "abcde")
+    material = Material(EVIDENCE, nothing, nothing, WEIGHT, TEXT, CODES, none, "abcde")
     assert case_studies.case(material, 1, CONFIG, STREAM)["examples"]["strongest"] == []
     assert case_studies.summarize(material, [])["latents"] == 4

@@ -27,12 +27,14 @@ from hsae.causal_nodes import (
     MATCHED,
     NEURONS,
     RANDOM,
+    UNTRAINED,
     Choice,
     choose,
     difference_of_means,
     linear_basis,
     liveliness,
     matched,
+    promoted_by_chance,
     rival_bases,
 )
 from hsae.hierarchical import HierarchicalSAE
@@ -42,7 +44,17 @@ from tests.test_causal import hsae, runs, task, tracer  # noqa: F401 (fixtures)
 
 STREAM = Stream(0, "test")
 CONFIG = CausalConfig(
-    prompt_chars=6, pairs=8, min_pairs=2, ks=[1, 2, 4, 8], steps=2, exact=5, draws=2, distance=3, parents=2, children=2
+    prompt_chars=6,
+    pairs=8,
+    min_pairs=2,
+    ks=[1, 2, 4, 8],
+    steps=2,
+    exact=5,
+    draws=2,
+    nulls=3,
+    distance=3,
+    parents=2,
+    children=2,
 )
 
 
@@ -112,6 +124,18 @@ def test_nodes_are_ranked_by_their_mean_attribution_and_one_that_is_more_is_name
     assert ranked.promoted == 1
 
 
+def test_a_random_basis_promotes_what_choosing_among_its_directions_does(runs: Runs):  # noqa: F811
+    gradient = runs.gradient([0.5])
+    found = promoted_by_chance(20, 4, runs, gradient, STREAM)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
+    for draw, direction in enumerate(found):
+        random = torch.randn(20, 8, generator=STREAM.of(draw).torch())
+        basis = linear_basis(random / random.norm(dim=1, keepdim=True))
+        chosen = choose(basis, runs, gradient)
+        torch.testing.assert_close(direction, basis.directions[chosen.promoted])
+    assert len({*found[:, 0].tolist()}) == 4, "each from a basis of its own"
+
+
 def test_rivals_are_orthonormal_and_the_components_are_ordered():
     x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 9.0)
     bases = rival_bases(x, STREAM)
@@ -179,17 +203,30 @@ def test_methods_are_compared_task_by_task_and_all_that_is_read_together_is_one_
     noise = [np.append(0.0, generator.normal(0, 1, 1999)) for _ in range(3)]
     zero = {"cpr": np.zeros(2000), "cmd": np.ones(2000)}
     found = {
-        task: {NEURONS: zero, "level1": {"cpr": shift + own, "cmd": np.ones(2000)}, "level2": zero}
+        task: {
+            NEURONS: zero,
+            "level1": {"cpr": shift + own, "cmd": np.ones(2000)},
+            "level2": zero,
+            "untrained level1": {"cpr": np.full(2000, 2.0), "cmd": np.ones(2000)},
+            "untrained level2": zero,
+        }
         for task, shift, own in zip("xyz", (5.0, 2.2, 0.0), noise, strict=True)
     }
     result = compare(found)
     assert {*result} == {"cpr", "cmd"}
-    assert {*result["cpr"]} == {NEURONS, "level1", "level2"}
+    assert {*result["cpr"]} == {NEURONS, "level1", "level2", *UNTRAINED.values()}
+    assert {*result["cpr"][NEURONS]} == {"level1", "level2"}, "what is untrained is compared with its level alone"
+    assert {reference: [*result["cpr"][reference]] for reference in UNTRAINED.values()} == {
+        "untrained level1": ["level1"],
+        "untrained level2": ["level2"],
+    }
+    assert result["cpr"]["untrained level1"]["level1"]["x"]["value"] == 3
     own = result["cpr"][NEURONS]["level1"]
-    # Two measures, three references with two methods each, three tasks: the smallest p, four times, counts 36 times.
+    # Two measures, three references with two methods each and two with one, three tasks: 48 comparisons. Five are
+    # smaller than the next: four that are the same one, and that with the untrained level.
     assert own["x"]["p"] == pytest.approx(2 / 2000)
-    assert own["x"]["p_holm"] == pytest.approx(36 * 2 / 2000)
-    assert own["y"]["p_holm"] == pytest.approx(min(32 * own["y"]["p"], 1))
+    assert own["x"]["p_holm"] == pytest.approx(48 * 2 / 2000)
+    assert own["y"]["p_holm"] == pytest.approx(min(43 * own["y"]["p"], 1))
     assert own["y"]["p"] < 0.05 < own["z"]["p"]
     assert result["cpr"]["level1"][NEURONS]["x"]["value"] == -5
     assert result["cpr"][NEURONS]["level2"]["x"]["p_holm"] == 1
@@ -198,14 +235,14 @@ def test_methods_are_compared_task_by_task_and_all_that_is_read_together_is_one_
         row for of_measure in result.values() for of_reference in of_measure.values()
         for of_method in of_reference.values() for row in of_method.values()
     ]  # fmt: skip
-    assert len(rows) == 36
+    assert len(rows) == 48
     np.testing.assert_allclose([row["p_holm"] for row in rows], holm(np.array([row["p"] for row in rows])))
 
 
 def test_the_bootstrap_has_draws_enough_for_the_family_that_is_published():
-    # Ten methods beside each of three references, two measures, seven tasks.
+    # Ten methods beside each of three references, two levels beside untrained ones; two measures, seven tasks.
     drawn = Bootstrap(task(), STREAM).weights[:, 0] * 0 + 1.0
-    assert 420 * two_sided(drawn) < 0.05
+    assert 448 * two_sided(drawn) < 0.05
 
 
 def test_the_character_before_is_a_control_that_can_fail(runs: Runs):  # noqa: F811
@@ -278,10 +315,17 @@ def test_children_are_chosen_on_discovery(tracer: Tracer, hsae: HierarchicalSAE)
 def test_a_task_is_traced_in_full_and_the_same_again(tracer: Tracer, hsae: HierarchicalSAE):  # noqa: F811
     pair = Pair(Runs.of(tracer, task(6)), Runs.of(tracer, task(9)))
     x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
-    bases = {**hsae_bases(hsae), **rival_bases(x, STREAM)}
+    levels = hsae_bases(hsae)
+    untrained = {
+        name: Basis(levels[level].encode, levels[level].directions.flip(1)) for level, name in UNTRAINED.items()
+    }
+    bases = {**levels, **untrained, **rival_bases(x, STREAM)}
     found = trace(pair, hsae, bases, x, CONFIG, STREAM)
     own = found.metrics
-    assert {*own["methods"]} == {"level1", "level2", NEURONS, "PCA", RANDOM, "difference of means", MATCHED}
+    rivals = {NEURONS, "PCA", RANDOM, "difference of means", MATCHED}
+    assert {*own["methods"]} == {"level1", "level2", *UNTRAINED.values()} | rivals
+    assert {*own["promoted"]} == {"level1", "level2", *UNTRAINED.values()}
+    assert {name: rows.shape for name, rows in found.chance.items()} == {"level1": (3, 8), "level2": (3, 8)}
     assert {*own["shares"]} == {"h2", "e1", "e0", "h1"}
     assert own["methods"][NEURONS]["curve"]["8"]["sufficient"]["value"] == pytest.approx(1, abs=1e-3)
     assert own["economy"]["level2_latents"] >= 1

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hsae import causal_tasks
-from hsae.causal_tasks import Kept, Rule, draw, keep, report, rules, samples
+from hsae.causal_tasks import Rule, draw, keep, report, rules, samples
 from hsae.labels import MARKUP
 from hsae.samples import Record, shared
 from hsae.streams import Stream
@@ -223,7 +223,12 @@ def test_pairs_are_kept_where_the_model_is_right_and_the_others_are_counted(play
         return logits
 
     task, kept = keep(rule, tokens, (0, len(tokens)), 12, 10, STREAM, model)
-    assert kept == Kept(found=5, asked=5, clean_wrong=1, corrupt_wrong=1, surplus=0, kept=3)
+    # One character of a class has 9 nats, all others have 0; the two pairs that are not kept have no effect at all.
+    n, m = int(rule.targets.sum()), int(rule.foils.sum())
+    nats = np.log(np.exp(9) + n - 1) - np.log(m) - np.log(n) + np.log(np.exp(9) + m - 1)
+    counts = {"found": 5, "asked": 5, "clean_wrong": 1, "corrupt_wrong": 1, "surplus": 0, "kept": 3}
+    effect, asked = pytest.approx(nats, rel=1e-5), pytest.approx(3 * nats / 5, rel=1e-5)
+    assert vars(kept) == {**counts, "effect": effect, "effect_asked": asked}
     assert len(task) == 3
     task, kept = keep(rule, tokens, (0, len(tokens)), 12, 2, STREAM, model)
     assert len(task) == kept.kept == 2

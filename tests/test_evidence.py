@@ -15,7 +15,8 @@ def evidence() -> Evidence:
         proxies=pd.DataFrame(
             {
                 "latent": [0, 1], "length": [2, 1], "proxy_f1": [0.75, 0.5], "proxy_f1_null": [0.1, 0.0],
-                "rule": ['["ab", "cd"]', '["x"]'], "method": ["HSAE level1", "HSAE level2"],
+                "rule": ['["ab", "cd"]', '["x"]'], "codes": ["[7, 8]", "[9]"],
+                "method": ["HSAE level1", "HSAE level2"],
             }
         ),
         information=pd.DataFrame({"parent": [0, 1], "child": [0, 2], "u": [0.25, 0.5], "q": [0.001, 0.5]}),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import hsae
-from hsae import case_studies, config, files
+from hsae import config, files
 from hsae.data import CharTokenizer
 from hsae.study import responses, trials
 from tests.project import ROOT
@@ -261,12 +261,3 @@ def test_mutated_answers_are_valid_or_refused(draw: st.DataObject):
     found = accept_or_refuse(lambda: responses.loads(text))
     if found is not None:
         assert responses.loads(responses.dumps(found)) == found
-
-
-@given(rule=st.lists(st.text("| ab", max_size=4), max_size=4), text=st.lists(st.text("ab |", max_size=3), max_size=12))
-def test_a_rule_fires_just_on_tokens_with_which_the_text_ends_in_one_of_its_ngrams(rule: list[str], text: list[str]):
-    naive = [
-        len(text[i]) > 0 and any("".join(text[: i + 1]).endswith(ngram) for ngram in rule if ngram)
-        for i in range(len(text))
-    ]
-    assert case_studies.fires(text, rule).tolist() == naive

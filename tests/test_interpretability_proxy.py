@@ -117,6 +117,7 @@ def test_latents_are_scored_on_other_text_beside_a_null():
     assert table["latent"].tolist() == [0, 1], "the last one is active on one token only"
     first, second = table.to_dict("records")
     assert (first["proxy_f1"], first["rule"], first["length"]) == (1, '["b"]', 1)
+    assert first["codes"] == f"[{ALPHABET.index('b')}]"
     assert first["density"] == pytest.approx(texts[1].count("b") / 500)
     assert first["proxy_f1_null"] < 0.75
     assert second["proxy_f1"] == pytest.approx(second["proxy_f1_null"], abs=0.2)

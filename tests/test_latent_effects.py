@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hsae import latent_effects, variants
+from hsae import feature_plots, latent_effects, variants
 from hsae.activations import Store
 from hsae.causal import Basis
 from hsae.dictionary import DictionaryConfig
@@ -148,6 +148,30 @@ def test_text_that_chooses_can_change_without_what_is_scored_but_for_what_is_lis
     assert other["kl_choice"].tolist()[:2] == pytest.approx(other["kl"].tolist()[:2])
     for latent in (0, 1):
         assert other["kl_null_choice"].tolist()[latent] != other["kl_null"].tolist()[latent]
+
+
+def test_text_that_chooses_says_which_latents_are_removed_from_the_other(gpt: GPT, store: Store, basis: Basis):
+    val, test = halves(store)
+    x = {"val": val.x(slice(None)), "test": test.x(slice(None))}
+    # Scaled so that each text has another strongest latent.
+    of_val = (basis.encode(x["val"]).sum(0), basis.encode(x["test"]).sum(0))
+    scale = torch.tensor([1.0, 1.0, 1.0])
+    scale[1] = float((of_val[0][0] / of_val[0][1] + of_val[1][0] / of_val[1][1]) / 2)
+    own = Basis(lambda rows: basis.encode(rows) * scale, basis.directions)
+    strongest_on = [int(own.encode(x[name]).sum(0).argmax()) for name in ("val", "test")]
+    assert strongest_on[0] != strongest_on[1]
+    table, _ = chosen_and_scored(gpt, val, test, own, dataclasses.replace(ALL, latents=1), "level1", STREAM)
+    assert np.flatnonzero(table["tokens"]).tolist() == strongest_on[:1]
+    assert np.flatnonzero(np.isfinite(table["kl_choice"])).tolist() == strongest_on[:1]
+
+
+def test_the_figure_shows_both_levels_before_and_after_training():
+    table = pd.DataFrame({"level": [1, 2], "kl": [0.5, 0.25], "kl_null": [0.1, 0.2]})
+    axes = feature_plots.latent_effects(table, table.assign(kl=0.1)).axes[0]
+    legend = axes.get_legend()
+    assert legend
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["1", "2", "untrained 1", "untrained 2"]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -8,12 +8,12 @@ import torch
 from hsae import causal_plots, steering
 from hsae.activations import Store
 from hsae.gpt import GPT
-from hsae.steering import Response, SteeringConfig, frame, gain_at, responses, summarize
+from hsae.steering import Response, SteeringConfig, adjusted, frame, gain_at, responses, summarize
 from hsae.streams import Stream
 from tests.conftest import LAYER
 
 STREAM = Stream(0, "test")
-CONFIG = SteeringConfig(contexts=10, doses=[0.1, 0.5, 2.0], random=3, damage=0.1)
+CONFIG = SteeringConfig(contexts=10, doses=[0.1, 0.5, 2.0], damage=0.1)
 
 
 def test_responses_are_what_the_model_says_with_the_direction_added(
@@ -93,29 +93,48 @@ def response(gain: float, damage: float) -> Response:
     return Response((gain * doses * contexts)[None], damage * doses * contexts)
 
 
-def test_directions_are_ranked_among_random_ones_at_equal_damage():
-    chance = [response(1.0, 1.0), response(2.0, 1.0), response(9.0, 1e-3)]  # the last never does so much damage
-    found = summarize({"level1": response(3.0, 2.0), "level2": response(4.0, 1.0)}, chance, 0, CONFIG, STREAM)
-    assert found["random"] == {"n": 2, "mean": pytest.approx(0.15)}
+def test_directions_are_ranked_at_equal_damage_among_what_chance_gives_instead():
+    random = [response(1.0, 1.0), response(2.0, 1.0), response(9.0, 1e-3)]  # the last never does so much damage
+    chance = {"level1": random, "level2": [response(5.0, 1.0)]}
+    responses = {"level1": response(3.0, 2.0), "level2": response(4.0, 1.0), "untrained level1": response(6.0, 1.0)}
+    found = summarize(responses, chance, 0, CONFIG, STREAM)
+    assert found["random"] == {
+        "level1": {"n": 2, "mean": pytest.approx(0.15)},
+        "level2": {"n": 1, "mean": pytest.approx(0.5)},
+    }
     own = found["level1"]
     assert own["gain_at_damage"] == pytest.approx(0.15)
     assert own["p"] == pytest.approx(2 / 3), "one of two random directions gains more"
-    assert found["level2"]["p"] == pytest.approx(1 / 3)
+    assert found["level2"]["p"] == 1, "among its own random directions, of which there is one"
     assert own["interval"] == pytest.approx([0.15, 0.15])  # gain and damage go together in every context
     assert own["gain"] == pytest.approx([0.3, 1.5, 6.0])
     assert own["damage"] == pytest.approx([0.2, 1.0, 4.0])
     assert found["difference"]["value"] == pytest.approx(0.25)
     assert found["difference"]["interval"] == pytest.approx([0.25, 0.25])
-    weak = summarize({"level1": response(9.0, 1e-3), "level2": response(1.0, 1.0)}, chance, 0, CONFIG, STREAM)
+    assert found["untrained level1"]["gain_at_damage"] == pytest.approx(0.6)
+    assert "p" not in found["untrained level1"]
+    weak = summarize({**responses, "level1": response(9.0, 1e-3)}, chance, 0, CONFIG, STREAM)
     assert [weak["level1"][key] for key in ("gain_at_damage", "interval", "p")] == [None] * 3
     assert [weak["difference"][key] for key in ("value", "interval")] == [None] * 2
 
 
+def test_p_is_adjusted_over_all_tasks_and_levels_that_have_one():
+    p = {"a": {"level1": 0.01, "level2": None}, "b": {"level1": 0.02, "level2": 0.5}}
+    tasks = {task: {"random": 1, **{level: {"p": own} for level, own in levels.items()}} for task, levels in p.items()}
+    found = adjusted(tasks, ["level1", "level2"])
+    assert found == {
+        "a": {"random": 1, "level1": {"p": 0.01, "p_holm": 0.03}, "level2": {"p": None, "p_holm": None}},
+        "b": {"random": 1, "level1": {"p": 0.02, "p_holm": 0.04}, "level2": {"p": 0.5, "p_holm": 0.5}},
+    }
+    assert adjusted({}, ["level1"]) == {}
+
+
 def test_the_figure_has_a_panel_per_task_and_a_line_per_direction():
-    rows = frame({"a": response(1, 1), "b": response(2, 1)}, [response(1, 1), response(3, 1)], 0, CONFIG.doses)
+    random = {"b": [response(1, 1), response(3, 1)]}
+    rows = frame({"a": response(1, 1), "b": response(2, 1)}, random, 0, CONFIG.doses)
     assert rows.columns.tolist() == ["direction", "dose", "gain", "damage"]
     assert len(rows) == 9
-    assert rows.query("direction == 'random (mean)'")["gain"].tolist() == pytest.approx([0.2, 1, 4])
+    assert rows.query("direction == 'b, random (mean)'")["gain"].tolist() == pytest.approx([0.2, 1, 4])
     figure = causal_plots.steering(rows.assign(task="one_task"))
     assert figure.axes[0].get_title() == "one task"
     assert len([line for line in figure.axes[0].lines if np.size(line.get_xdata()) == 3]) == 3
