@@ -13,6 +13,7 @@ from hsae.config import check
 from hsae.statistics import at_matched_l0
 
 CLAIMS = Path(__file__).parent.parent / "docs" / "claims.yaml"
+LEAST_SEEDS = 6  # for a claim to hold: few seeds within the frontier say little of all
 HOW: dict[str, Callable[[float, float], float]] = {
     "difference": lambda value, null: value - null,
     "ratio": lambda value, null: value / null if null else np.nan,

@@ -60,9 +60,9 @@ class GroundTruthConfig:
     The TopK kinds have the true one throughout. As many samples choose (`ground_truth_scores`) as score.
 
     The `rivals` are as wide as level 1, and flat autoencoders among them train for as many epochs as all phases of the
-    HSAE together, by the batches and rates of `rival_settings`; so does `level1_alone`, the HSAE's level 1 that is
-    trained for so long. Each kind's settings were chosen by a search of the same size (hsae/search.py). Clusterings and
-    matrix factorisations have widths and L0s as in the pipeline (hsae/clustering.py, hsae/clusters.py).
+    HSAE together, by the batches and rates of `rival_settings`; each kind's were chosen by a search of the same size
+    (hsae/search.py). So long trains `level1_alone`, too: the HSAE's level 1, by the settings of phase 1. Clusterings
+    and matrix factorisations have widths and L0s as in the pipeline (hsae/clustering.py, hsae/clusters.py).
     """
 
     data: SyntheticConfig
@@ -90,10 +90,9 @@ class GroundTruthConfig:
         known = [*variants.VARIANTS, *DICTIONARIES]
         for name in self.rivals:
             check("rivals", name, f"one of {', '.join(known)}", name in known)
-        kinds = [ALONE, *variants.VARIANTS]
         for name in self.rival_settings:
-            check("rival_settings", name, f"for {', '.join(kinds)}", name in kinds)
-        for name in (ALONE, *self.flat_rivals):
+            check("rival_settings", name, f"for {', '.join(variants.VARIANTS)}", name in variants.VARIANTS)
+        for name in self.flat_rivals:
             there = list(self.rival_settings)
             check("rival_settings", there, f"such that `{name}` has some", name in self.rival_settings)
 
@@ -202,7 +201,7 @@ def model_of(
         return train_hsae(config, drawn, stream)
     if method == ALONE:
         longer = replace(config.phase1, epochs=config.epochs - config.sharpening.epochs)
-        return train_level1(config, drawn, _as_told(longer, config.rival_settings[ALONE]), stream)
+        return train_level1(config, drawn, longer, stream)
     if method in DICTIONARIES:
         return fit_dictionary(method, config, drawn, stream.of("clustering", method))
     return train_flat(method, config, drawn, stream)

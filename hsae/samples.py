@@ -16,13 +16,15 @@ from hsae.streams import Stream
 
 Role = Literal["chosen", "scored"]
 Record = dict[str, Any]
+TEXT = ("train", "val", "test", "final")  # the corpus's splits
 
 
 def record(what: str, role: Role, split: str, offsets: Integer[ndarray, " n"], stream: Stream | None = None) -> Record:
     """What a metrics file says of the samples on which `what` was chosen, or scored.
 
-    `split` names the text or the data: "val", "test", or for drawn data the name of what was drawn. `offsets` are the
-    samples' places in the corpus, or in that data; the record keeps the runs of consecutive ones, as [first, last].
+    `split` names the text or the data: a split of the corpus, or for drawn data the name of what was drawn. `offsets`
+    are the samples' places in the corpus, whatever the split, or in that data; the record keeps the runs of consecutive
+    ones, as [first, last].
     `stream` draws among them, if anything does. Raises ValueError if there is no sample.
     """
     if not len(offsets):
@@ -49,4 +51,9 @@ def shared(records: Iterable[Record]) -> list[str]:
 def _overlap(a: Record, b: Record) -> bool:
     one_stream = a["stream"] is not None and a["stream"] == b["stream"]
     meet = any(first <= last_b and first_b <= last for first, last in a["runs"] for first_b, last_b in b["runs"])
-    return one_stream or (a["split"] == b["split"] and meet)
+    return one_stream or (_space(a) == _space(b) and meet)
+
+
+def _space(one: Record) -> str:
+    """What a record's places lie in. All splits are of one corpus: what names two of them may still read one."""
+    return "text" if one["split"] in TEXT else one["split"]

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from hsae import claims
-from hsae.claims import Claim
+from hsae.claims import LEAST_SEEDS, Claim
 from hsae.clusters import L0_LEVEL
 from hsae.config import check, flatten
 from hsae.context_bootstrap import Run, intervals
 from hsae.files import write_csv, write_figure, write_json
+from hsae.ground_truth import RANDOM, UNTRAINED
 from hsae.statistics import at_matched_l0, bootstrap_interval, holm, paired_comparison
 from hsae.streams import Stream
 from hsae.sweep_config import Ablations, AnySweep, Comparison, Controls, Frontier, GroundTruth
@@ -24,6 +25,8 @@ from hsae.sweep_plots import (
     known_hierarchies,
     paired_differences,
 )
+
+NO_METHODS = ("data", RANDOM)  # of metrics/synthetic.json, beside the untrained ones
 
 
 def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
@@ -57,18 +60,20 @@ def compare(frame: pd.DataFrame, metrics: list[str], reference: str) -> pd.DataF
 def judge(comparisons: pd.DataFrame, claims: list[Claim]) -> list[dict[str, Any]]:
     """Whether each claim holds: its difference has the right sign, and p < .05 after Holm over all claims.
 
-    The metrics of `comparisons` are the claims' components. A claim that cannot be tested yet counts with p = 1: its
-    test can only make the others' p_holm smaller.
+    The metrics of `comparisons` are the claims' components. A claim that cannot be tested yet, or of too few seeds
+    (`LEAST_SEEDS`), does not hold and counts with p = 1: its test can only make the others' p_holm smaller.
     """
     rows = {row["metric"]: row for row in comparisons.to_dict("records")}
-    tested = [rows.get(claim.component) for claim in claims]
-    p_holm = holm(np.array([row["p"] if row else 1.0 for row in tested], dtype=float)).tolist()
+    compared = [rows.get(claim.component) for claim in claims]
+    tested = [row is not None and row["n"] >= LEAST_SEEDS for row in compared]
+    ps = [row["p"] if row and enough else 1.0 for row, enough in zip(compared, tested, strict=True)]
+    p_holm = holm(np.array(ps, dtype=float)).tolist()
     judged = []
-    for claim, row, p in zip(claims, tested, p_holm, strict=True):
+    for claim, row, enough, p in zip(claims, compared, tested, p_holm, strict=True):
         said = {key: value for key, value in vars(claim).items() if key not in ("note", "exploratory")}
         values = {key: row[key] if row else None for key in ("n", "difference", "low", "high", "p")}
-        holds = row is not None and (row["difference"] > 0) == (claim.direction == "up") and p < SIGNIFICANT
-        judged.append({**said, **values, "p_holm": p if row else None, "holds": bool(holds)})
+        holds = row is not None and enough and (row["difference"] > 0) == (claim.direction == "up") and p < SIGNIFICANT
+        judged.append({**said, **values, "p_holm": p if enough else None, "holds": bool(holds)})
     return judged
 
 
@@ -147,7 +152,13 @@ def by_control(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
 
 
 def differences(sweep: AnySweep, frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """`compare` with the sweep's reference; of controls the other way round, so that it is what training has found."""
+    """`compare` with the sweep's reference; of controls the other way round, so that it is what training has found.
+
+    Of known hierarchies it is the methods alone: what is scored by chance would count in Holm's family, which says how
+    methods differ.
+    """
+    if isinstance(sweep, GroundTruth):
+        frame = frame[~(frame["condition"].isin(NO_METHODS) | frame["condition"].str.startswith(UNTRAINED))]
     comparisons = compare(frame, metrics, sweep.reference)
     if not isinstance(sweep, Controls) or comparisons.empty:
         return comparisons

@@ -2,10 +2,77 @@
 
 import json
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).resolve().parent / "logging_stages"
+
+
+class Shared(NamedTuple):
+    """Streams that are used twice on purpose."""
+
+    streams: str
+    """An expression for their names, without the seed."""
+    routes: str
+    """One for the functions that may seed with them, as `route` writes them, from the innermost on."""
+    why: str
+    one_line: bool = True
+    """Whether each route's functions call each other from one line alone."""
+
+
+DRAWN, BATCHES = "hsae/variants.py drawn", "hsae/training.py fit"
+TRUTH = "hsae/ground_truth.py"
+SHARED = (
+    Shared(
+        "weights of level [12]",
+        f"{DRAWN} < (stages/phase1.py main|hsae/flat.py drawn < stages/flat_baseline.py main)",
+        "flat autoencoders start as the HSAE's level 1 does, to be compared pair by pair",
+    ),
+    Shared(
+        "phase1/(order of batches|revival)",
+        f"{BATCHES} < (hsae/sharpening.py phase1 < stages/phase1.py|stages/flat_baseline.py) main",
+        "flat autoencoders see the batches of the level that they are compared with",
+    ),
+    Shared(
+        "phase2/(order of batches|revival)",
+        f"{BATCHES} < (hsae/curriculum.py train_level2 < hsae/curriculum.py phase2 < stages/phase2.py"
+        "|stages/flat_baseline.py) main",
+        "the same of level 2",
+    ),
+    Shared(
+        "clustering_baseline/k-means",
+        "hsae/clustering.py clustered < (hsae/clustering.py fit < )?hsae/clustering.py fit_clusters < "
+        "stages/clustering_baseline.py main",
+        "Ward's tree is over the clusters of k-means",
+    ),
+    Shared(
+        "synthetic/(forest|(training|choosing|scoring) samples)",
+        f"({TRUTH} <genexpr> < )?{TRUTH} draw < {TRUTH} score_(all|method)( |$)",
+        "all methods are trained and scored on one forest, which each process draws anew",
+    ),
+    Shared(
+        "synthetic/weights of level 1",
+        f"{DRAWN} < hsae/flat.py drawn < {TRUTH} drawn_model < {TRUTH} train_(level1|flat) ",
+        "flat autoencoders start as the HSAE's level 1 does",
+    ),
+    Shared(
+        "synthetic/phase1/(order of batches|revival)",
+        f"{BATCHES} < {TRUTH} train_(level1|flat) ",
+        "and see its batches",
+    ),
+    Shared(
+        "synthetic/sharpening/(order of batches|revival)",
+        f"{BATCHES} < hsae/sharpening.py sharpen < {TRUTH} train_level1 ",
+        "so does level 1 that is trained alone",
+    ),
+    Shared(
+        "mutual_information/probes/order of batches",
+        "hsae/probes.py _train < hsae/probes.py try_all < hsae/probes.py fit_probe < hsae/probes.py compare ",
+        "settings and inputs of a probe are compared on the same batches",
+        one_line=False,
+    ),
+)
 
 
 def logging_to(folder: Path, env: dict[str, str]) -> dict[str, str]:
@@ -16,19 +83,25 @@ def logging_to(folder: Path, env: dict[str, str]) -> dict[str, str]:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All entries of all processes."""
+    """All entries of all processes; those of seeders with the `frames` that led to them, from the innermost on."""
     files = sorted(folder.glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    entries = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    frames = {entry["chain"]: entry["frames"] for entry in entries if "frames" in entry}
+    return [
+        {**entry, "frames": frames[entry["chain"]]} if "seeder" in entry else entry
+        for entry in entries
+        if "frames" not in entry
+    ]
 
 
 def offences(log: list[dict[str, Any]]) -> list[str]:
     """One line for each thing that no pipeline may do.
 
     That is: to seed a generator with nothing, or with a number that no stream gave in that process; to seed generators
-    at two places of the code with one number; to give one number to two streams; and to draw from a global generator
-    but as a stream.
+    from two places of the code with one number (`twice`); to give one number to two streams; and to draw from a global
+    generator but as a stream.
     """
-    given, streams, places = set(), {}, {}
+    given, streams, chains = set(), {}, {}
     for entry in log:
         if "given" in entry:
             given.add((entry["process"], entry["stage"], entry["given"]))
@@ -36,21 +109,54 @@ def offences(log: list[dict[str, Any]]) -> list[str]:
     found = set()
     for entry in log:
         if "seeder" in entry:
-            places.setdefault(entry["seed"], set()).add(entry["place"])
+            place = entry["frames"][0].split()[0]
             if entry["seed"] is None:
-                found.add(f"{entry['place']}: {entry['seeder']} without a seed")
-            elif (entry["process"], entry["stage"], entry["seed"]) not in given:
-                found.add(f"{entry['place']}: {entry['seeder']} with {entry['seed']}, which no stream gave")
+                found.add(f"{place}: {entry['seeder']} without a seed")
+                continue
+            own = chains.setdefault(entry["seed"], {}).setdefault(entry["stage"].split()[0], set())
+            own.add(tuple(entry["frames"]))
+            if (entry["process"], entry["stage"], entry["seed"]) not in given:
+                found.add(f"{place}: {entry['seeder']} with {entry['seed']}, which no stream gave")
         elif "moved" in entry:
             found.add(f"{entry['stage'].split()[0]}: drew from the global generator of {entry['moved']}")
-    for seed, those in places.items():
-        if seed is not None and len(those) > 1:
-            of = " and ".join(sorted(streams.get(seed, {"no stream"})))
-            found.add(f"{' and '.join(sorted(those))}: one number, {seed} ({of})")
+    for seed, by_stage in chains.items():
+        names = sorted(streams.get(seed, {"no stream"}))
+        if those := twice(by_stage, [name.partition("/")[2] for name in names]):
+            places = " and ".join(sorted(" < ".join(chain) for chain in those))
+            found.add(f"{places}: one number, {seed} ({' and '.join(names)})")
     for number, names in streams.items():
         if len(names) > 1:
             found.add(f"{' and '.join(sorted(names))}: two streams of one number, {number}")
     return sorted(found)
+
+
+def twice(by_stage: dict[str, set[tuple[str, ...]]], streams: list[str]) -> set[tuple[str, ...]]:
+    """The chains of frames that seed with one number of these streams, if they are not one, and not by `SHARED`.
+
+    One place is all frames that lead there. Of two stages it is those below their own modules: both may repeat what
+    some code of the project derives.
+    """
+    chains = set().union(*by_stage.values())
+    below = {
+        tuple(frame for frame in chain if not frame.startswith(f"{stage.replace('.', '/')}.py:")) or chain
+        for stage, own in by_stage.items()
+        for chain in own
+    }
+    if all(len(own) == 1 for own in by_stage.values()) and len(below) == 1:
+        return set()
+    for shared in SHARED:
+        if all(re.fullmatch(shared.streams, name) for name in streams):
+            routes = [route(chain) for chain in chains]
+            if all(re.match(shared.routes, one) for one in routes) and (
+                not shared.one_line or len({*routes}) == len(routes)
+            ):
+                return set()
+    return chains
+
+
+def route(chain: tuple[str, ...]) -> str:
+    """A chain's files and functions, without lines."""
+    return " < ".join(re.sub(r":\d+ ", " ", frame) for frame in chain)
 
 
 def unused(log: list[dict[str, Any]], listed: dict[str, list[str]]) -> list[str]:

@@ -47,9 +47,9 @@ CONFIG = GroundTruthConfig(
     phase1=PHASE, sharpening=PHASE, phase2=PHASE, phase3=PHASE,
     clustering=ClusteringConfig(fit_tokens=2048, max_iter=5),
     rivals=["topk", "jumprelu", "kmeans", "minibatch_kmeans", "ward", "gmm", "pca", "nmf"],
-    rival_settings={"level1_alone": RIVAL, "topk": RIVAL, "jumprelu": RIVAL},
+    rival_settings={"topk": RIVAL, "jumprelu": RIVAL},
 )  # fmt: skip
-REAL = search.build(GroundTruthConfig, search.read_inputs()[1])  # params.yaml's
+REAL = search.build(GroundTruthConfig, search.read_inputs()[1].section)  # params.yaml's
 STREAM = Stream(0, "test")
 
 
@@ -291,7 +291,7 @@ def test_all_methods_train_for_as_long(method: str, monkeypatch: pytest.MonkeyPa
     phases = phases_of(method, config, monkeypatch)
     assert sum(phase.epochs for phase in phases.values()) == 4
     first = next(iter(phases.values()))
-    assert (first.batch_size, first.lr) == ((128, 1e-2) if method == "hsae" else (64, 3e-3))
+    assert (first.batch_size, first.lr) == ((128, 1e-2) if method in ("hsae", "level1_alone") else (64, 3e-3))
     assert ("phase1, sharpening" in phases) == (method in ("hsae", "level1_alone"))
 
 
@@ -370,8 +370,8 @@ def test_methods_see_the_same_batches_in_the_same_order_whatever_dies(monkeypatc
         ("dead_tokens", -1, "0 or above"),
         ("rivals", ["x"], "one of"),
         ("rivals", ["matryoshka"], "such that `matryoshka` has some"),
-        ("rival_settings", {"kmeans": RIVAL}, "for level1_alone, relu"),
-        ("rival_settings", {"topk": RIVAL, "jumprelu": RIVAL}, "such that `level1_alone` has some"),
+        ("rival_settings", {"kmeans": RIVAL}, "for relu, topk"),
+        ("rival_settings", {"topk": RIVAL}, "such that `jumprelu` has some"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(key: str, value: object, allowed: str):

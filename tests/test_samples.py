@@ -21,8 +21,19 @@ def test_what_shares_a_sample_or_a_stream_is_found():
     first, second = np.arange(10), np.arange(10, 20)
     apart = [record("a", "chosen", "test", first), record("a", "scored", "test", second)]
     assert shared(apart) == []
-    assert shared([record("a", "chosen", "val", first), record("a", "scored", "test", first)]) == []
     assert shared([*apart, record("a", "scored", "test", first[-1:])]) == ["a"]
     assert shared([*apart, record("b", "chosen", "test", second)]) == ["b"], "chosen, and never scored"
     drawn = [record("c", role, split, first, Stream(0, "x")) for role, split in (("chosen", "val"), ("scored", "test"))]  # pyright: ignore
     assert shared(drawn) == ["c"]
+
+
+def test_text_is_one_whatever_its_splits_are_called_and_drawn_data_are_several():
+    first, second = np.arange(10), np.arange(10, 20)
+    for one in ("train", "val", "test", "final"):
+        for other in ("train", "val", "test", "final"):
+            assert shared([record("a", "chosen", one, first), record("a", "scored", other, first)]) == ["a"]
+            assert shared([record("a", "chosen", one, first), record("a", "scored", other, second)]) == []
+    drawn = [record("a", "chosen", "choosing samples", first), record("a", "scored", "scoring samples", first)]
+    assert shared(drawn) == []
+    assert shared([drawn[0], record("a", "scored", "val", first)]) == []
+    assert shared([drawn[0], record("a", "scored", "choosing samples", first)]) == ["a"]

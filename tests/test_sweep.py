@@ -113,7 +113,7 @@ def test_a_frontier_knows_two_levels():
 
 
 def test_the_recovery_sweep_has_settings_that_the_ground_truth_takes():
-    section = search.read_inputs()[1]
+    section = search.read_inputs()[1].section
     for overrides in load("recovery").runs(committed_params()).values():
         changes = {k.removeprefix("synthetic."): v for k, v in overrides.items() if k != "seed"}
         config = search.build(GroundTruthConfig, search.overridden(section, changes))
@@ -247,6 +247,13 @@ def test_a_claim_that_cannot_be_tested_yet_does_not_hold_and_counts_in_the_famil
     assert judge(pd.DataFrame([comparison("a", 1, 0.02)]), []) == []
 
 
+def test_a_claim_of_few_seeds_does_not_hold_and_counts_in_the_family_with_p_1():
+    few = {**comparison("a", 1, 0.001), "n": 5}
+    first, second = judge(pd.DataFrame([few, {**comparison("b", 1, 0.02), "n": 6}]), [claim("a"), claim("b")])
+    assert (first["n"], first["p"], first["p_holm"], first["holds"]) == (5, 0.001, None, False)
+    assert (second["p_holm"], second["holds"]) == (0.04, True)
+
+
 def test_the_summary_has_means_of_all_seeds_and_comparisons_where_there_are_any():
     frame = tidy(results({"reference": [0.5, 0.7], "off": [0.6, 0.9], "long": [0.4]}))
     headline = ["level1.fvu"]
@@ -360,17 +367,17 @@ def test_claims_at_matched_l0_are_judged_by_the_frontier_of_the_same_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    swept = ablations(seeds=[0, 1, 2], claims=[claim("off", compared="matched L0"), claim("long", "level1.l0")])
-    of_seeds = results({"reference": [0.5, 0.5, 0.5], "off": [0.75, 1.0, 1.5]})
+    swept = ablations(seeds=[*range(7)], claims=[claim("off", compared="matched L0"), claim("long", "level1.l0")])
+    of_seeds = results({"reference": [0.5] * 7, "off": [*[0.75, 1.0] * 3, 1.5]})
     for (condition, _), content in of_seeds.items():
         content["level1"]["l0"] = 8.0 if condition == "off" else 16.0
     points = [
-        {"seed": seed, "level": 1, "l0": l0, "fvu": fvu} for seed in (0, 1) for l0, fvu in ((8.0, 0.75), (16.0, 0.5))
+        {"seed": seed, "level": 1, "l0": l0, "fvu": fvu} for seed in range(6) for l0, fvu in ((8.0, 0.75), (16.0, 0.5))
     ]
     collect("ablations", swept, of_seeds, [], own_frontier=pd.DataFrame(points))
     first, second = strict("metrics/ablations.json")["claims"]
-    # Beyond the frontier off has 0 and .25, the reference nothing; seed 2 has no frontier.
-    assert (first["n"], first["difference"]) == (2, pytest.approx(0.125))
+    # Beyond the frontier off has 0 and .25, the reference nothing; seed 6 has no frontier.
+    assert (first["n"], first["difference"]) == (6, pytest.approx(0.125))
     assert first["p_holm"] == pytest.approx(2 * first["p"]), "the claim that cannot be tested yet counts with p = 1"
     assert second["p_holm"] is None
 
@@ -406,7 +413,8 @@ def test_known_hierarchies_are_collected_by_method_and_difficulty(tmp_path: Path
     )  # fmt: skip
     of_seeds = {
         (difficulty, seed): {
-            "data": {"features": 9}, "hsae": {"mcc": ours + seed / 8}, "topk": {"mcc": ours / 2},
+            "data": {"features": 9, "mcc": 1.0}, "hsae": {"mcc": ours + seed / 8}, "topk": {"mcc": ours / 2},
+            "untrained_hsae": {"mcc": 0.25}, "random_directions": {"mcc": 0.125},
             "samples": [{"what": "matching", "role": "chosen"}],
         }
         for difficulty, ours in {"easy": 0.75, "hard": 0.5}.items()
@@ -415,7 +423,8 @@ def test_known_hierarchies_are_collected_by_method_and_difficulty(tmp_path: Path
     del of_seeds["hard", 1]
     collect("recovery", swept, of_seeds, ["recovery-hard-1"])
     methods = strict("metrics/recovery.json")["methods"]
-    assert [*methods] == ["hsae", "topk"]
+    assert [*methods] == ["data", "hsae", "topk", "untrained_hsae", "random_directions"]
+    assert [name for name, own in methods.items() if "p" in own["easy.mcc"]] == ["topk"], "chance is not compared"
     assert methods["hsae"]["easy.mcc"] == {"mean": 0.8125, "interval": [0.75, 0.875], "n": 2}
     assert methods["hsae"]["hard.mcc"] == {"mean": 0.5, "interval": None, "n": 1}
     assert methods["topk"]["easy.mcc"]["difference"] == -0.4375

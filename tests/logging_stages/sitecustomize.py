@@ -5,6 +5,7 @@ wrapped as soon as its module is imported, in stages and in the processes that t
 there, which tests/stages_log.py reads.
 """
 
+import hashlib
 import importlib.abc
 import json
 import os
@@ -12,7 +13,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 PROJECT = Path.cwd()
@@ -49,8 +50,21 @@ def seeded(seeder: str, seed: object) -> None:
             depth += 1
         frame = frame.f_back
     if frame:
-        place = f"{os.path.relpath(frame.f_code.co_filename, PROJECT)}:{frame.f_lineno}"
-        write({"seeder": seeder, "seed": None if seed is None else str(seed), "place": place})
+        write({"seeder": seeder, "seed": None if seed is None else str(seed), "chain": chain(frame)})
+
+
+def chain(frame: FrameType | None) -> str:
+    """The name of the project's frames, from this one to the process's first, which are logged once."""
+    frames = []
+    while frame:
+        code = frame.f_code
+        own = code.co_filename.startswith(OWN) and code.co_filename != STREAMS
+        if own and (not frames or code.co_name != "<module>"):  # which line calls a stage's main says nothing
+            frames.append(f"{os.path.relpath(code.co_filename, PROJECT)}:{frame.f_lineno} {code.co_name}")
+        frame = frame.f_back
+    name = hashlib.sha256("\n".join(frames).encode()).hexdigest()[:8]
+    write({"chain": name, "frames": frames})
+    return name
 
 
 def logging(seeder: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,9 +98,24 @@ def subclass(original: Any, methods: dict[str, str]) -> Any:
 
 
 def of_random(module: Any) -> None:
-    """Python's generators, which networkx asks for."""
+    """Python's generators, which networkx asks for, and all draws from the global one.
+
+    It moves while some libraries are imported: that says nothing of the project.
+    """
     module.Random.seed = logging_method("random.Random", module.Random.seed)
-    module.seed = module._inst.seed
+
+    class Global(module.Random):
+        def random(self) -> float:
+            seeded("random, the global generator,", None)
+            return super().random()
+
+        def getrandbits(self, k: int) -> int:
+            seeded("random, the global generator,", None)
+            return super().getrandbits(k)
+
+    module._inst.__class__ = Global
+    for name in ("random", "getrandbits", "seed"):
+        setattr(module, name, getattr(module._inst, name))
 
 
 def logging_method(seeder: str, function: Callable[..., Any]) -> Callable[..., Any]:
