@@ -61,7 +61,7 @@ HEADLINE = ["first_feature_f1", "absorption", "absorption_fraction"]
 
 @dataclass
 class AbsorptionConfig:
-    """Section `absorption`: tokens to fit on and to score on, from the start of their splits; the rarest concept.
+    """Section `absorption`: tokens to fit on and to score on, the same share of each document; the rarest concept.
 
     A concept that fewer than `min_tokens` tokens have, in either, is left out. The null shifts the labels `shifts`
     times.
@@ -103,8 +103,8 @@ class Probe:
 
 
 def labelled(store: Store, concepts: dict[str, Bool[ndarray, " corpus"]], n: int) -> Labelled:
-    """What is kept of the first `n` rows (all if there are fewer) of a store of contexts in their order."""
-    own = store.scored(slice(0, n))
+    """What is kept of `n` tokens, in whole contexts of all documents, of a store of contexts in their order."""
+    own = store.spread(n).scored(slice(None))
     rows = own.activations
     offsets = rows.offsets.numpy()
     contexts = pd.factorize(offsets - rows.positions.numpy())[0]

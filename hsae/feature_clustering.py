@@ -22,10 +22,11 @@ from hsae.streams import Stream
 class FeatureClusteringConfig:
     """Section `feature_clustering`: what counts, the co-activation graph, and how often chance is drawn.
 
-    The first `n_tokens` of the test split are used: clusterings, graphs and groups come from one half of them, classes
-    from the other. A latent lives if it is active on `min_active` tokens of the first, and is selective if its class
-    holds `min_share` of its activation on the second. `n_neighbors`: edges of a latent. `n_null`: draws of
-    each null; `n_resamples`: of the halves behind a standard error. `groups_shown`: the largest groups of the figures.
+    Of the test split `n_tokens` are used: clusterings, graphs and groups come from the first half of what is taken of
+    each document, and so do a latent's class, and what lives: what is active on `min_active` of these tokens. Agreement
+    is counted over latents that are selective: the class holds `min_share` of their activation on the second half.
+    `n_neighbors`: edges of a latent. `n_null`: draws of each null; `n_resamples`: of the halves behind a standard
+    error. `groups_shown`: the largest groups of the figures.
     """
 
     n_tokens: int

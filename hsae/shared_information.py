@@ -26,12 +26,12 @@ MOST_CLASSES = 127  # of a label: an encyclopedia has thousands of characters, n
 
 @dataclass
 class InformationConfig:
-    """Section `mutual_information`: `tokens` from the start of the test split, `bins` of positive activations.
+    """Section `mutual_information`: `tokens` of the test split, `bins` of positive activations.
 
     `screening_shifts` debias all pairs on either half of the tokens; `candidates` children of every parent, chosen on
     the first half, are tested on the second, against `shifts`, at a false discovery rate of `fdr`. `children` are the
     numbers of children that a parent's entropy is conditioned on. `probe` is trained on the validation split and scored
-    on the second half of the test split.
+    on the second half of each document of the test split; the `tokens` are of the first halves.
     """
 
     tokens: int

@@ -39,9 +39,9 @@ def main() -> None:
         config = stage.params(FeatureClusteringConfig, "feature_clustering")
         stream = stage.params(DictionaryConfig).stream("feature_clustering")
         test = read_store(stage, "test", device)
-        # Clusters come from the first half of the tokens, classes from the second: whole contexts of both.
-        half = max(min(config.n_tokens, len(test)) // (2 * test.context), 1) * test.context
-        parts = test.scored(slice(half)), test.scored(slice(half, 2 * half))
+        # Clusters come from the first half of each document's tokens, classes from the second.
+        halved = test.spread(max(config.n_tokens, 2 * test.context)).halves()
+        parts = halved[0].scored(slice(None)), halved[1].scored(slice(None))
         first, second = (part.activations.offsets.numpy() for part in parts)
         text = _text(stage, second)
         halves = parts[0].x(slice(None)).split(4096), parts[1].x(slice(None)).split(4096)
