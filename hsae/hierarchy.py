@@ -29,12 +29,12 @@ AGAINST_CHANCE = ("p_parent_given_child", "explained_by_parent", "u_children", "
 WITH_NULL = (*AGAINST_CHANCE, "groups")
 
 
-def samples(chosen: Integer[ndarray, " n"], scored: Integer[ndarray, " m"]) -> list[Record]:
-    """What `summarize` chooses and where, given the offsets of the validation split and of the test split."""
+def samples(chosen: Integer[ndarray, " n"], scored: Integer[ndarray, " m"], split: str) -> list[Record]:
+    """What `summarize` chooses and where, given the offsets of the validation split and of the `split` that scores."""
     return [
         one
         for what in ("parents by co-activation", "bins of activations")
-        for one in (record(what, "chosen", "val", chosen), record(what, "scored", "test", scored))
+        for one in (record(what, "chosen", "val", chosen), record(what, "scored", split, scored))
     ]
 
 
