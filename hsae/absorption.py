@@ -63,8 +63,8 @@ HEADLINE = ["first_feature_f1", "absorption", "absorption_fraction"]
 class AbsorptionConfig:
     """Section `absorption`: tokens to fit on and to score on, the same share of each document; the rarest concept.
 
-    A concept that fewer than `min_tokens` tokens have, in either, is left out. The null shifts the labels `shifts`
-    times.
+    A concept that fewer than `min_tokens` of the tokens to fit on have, or lack, is left out. The null shifts the
+    labels `shifts` times.
     """
 
     fit_tokens: int
@@ -181,7 +181,7 @@ def measure(
     x, x_score = (split.x.cpu().numpy().astype(np.float64) for split in (fit, score))
     probes, found, projections = {}, {}, {}
     for name, has in fit.concepts.items():
-        if min(has.sum(), (~has).sum(), score.concepts[name].sum()) >= config.min_tokens:
+        if min(has.sum(), (~has).sum()) >= config.min_tokens:
             probes[name] = fit_probe(x, has, stream.of("probe", name))
             projections[name] = x_score @ probes[name].direction
             found[name] = projections[name] > probes[name].cutoff

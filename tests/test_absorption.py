@@ -98,6 +98,16 @@ def test_a_concept_that_is_too_rare_is_left_out_and_the_mean_is_over_the_others(
     assert absorption.tidy(empty).empty
 
 
+def test_the_text_that_scores_has_no_say_in_which_concepts_there_are():
+    fit = on_features(features(0.05))
+    score = Labelled(fit.x, {"parent": np.zeros(N, dtype=bool)}, fit.contexts, fit.offsets)
+    result = absorption.measure({"own": dictionary(absorbing=True)}, fit, score, CONFIG, STREAM)
+    own = result["methods"]["own"]["concepts"]["parent"]
+    assert result["probes"]["parent"]["n"] == own["first_feature_f1"] == 0
+    assert own["recall"] is own["absorption"] is None
+    json.dumps(result, allow_nan=False)
+
+
 def test_the_mean_is_over_concepts_and_has_an_interval_of_its_own():
     data = on_features(features(0.05))
     both = {"parent": data.concepts["parent"], "third": features(0.05)[:, 2]}
