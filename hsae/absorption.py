@@ -61,10 +61,10 @@ HEADLINE = ["first_feature_f1", "absorption", "absorption_fraction"]
 
 @dataclass
 class AbsorptionConfig:
-    """Section `absorption`: tokens to fit on and to score on, from the start of their splits; the rarest concept.
+    """Section `absorption`: tokens to fit on and to score on, the same share of each document; the rarest concept.
 
-    A concept that fewer than `min_tokens` tokens have, in either, is left out. The null shifts the labels `shifts`
-    times.
+    A concept that fewer than `min_tokens` of the tokens to fit on have, or lack, is left out. The null shifts the
+    labels `shifts` times.
     """
 
     fit_tokens: int
@@ -103,8 +103,8 @@ class Probe:
 
 
 def labelled(store: Store, concepts: dict[str, Bool[ndarray, " corpus"]], n: int) -> Labelled:
-    """What is kept of the first `n` rows (all if there are fewer) of a store of contexts in their order."""
-    own = store.scored(slice(0, n))
+    """What is kept of `n` tokens, in whole contexts of all documents, of a store of contexts in their order."""
+    own = store.spread(n).scored(slice(None))
     rows = own.activations
     offsets = rows.offsets.numpy()
     contexts = pd.factorize(offsets - rows.positions.numpy())[0]
@@ -181,7 +181,7 @@ def measure(
     x, x_score = (split.x.cpu().numpy().astype(np.float64) for split in (fit, score))
     probes, found, projections = {}, {}, {}
     for name, has in fit.concepts.items():
-        if min(has.sum(), (~has).sum(), score.concepts[name].sum()) >= config.min_tokens:
+        if min(has.sum(), (~has).sum()) >= config.min_tokens:
             probes[name] = fit_probe(x, has, stream.of("probe", name))
             projections[name] = x_score @ probes[name].direction
             found[name] = projections[name] > probes[name].cutoff

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hsae import parallel
 from hsae.config import check, check_positive
+from hsae.data import first_of_each
 from hsae.files import understanding, write_tensors
 from hsae.progress import Progress
 
@@ -201,6 +202,41 @@ class Store:
         parts = {name: values[rows] for name, values in vars(self.activations).items()}
         if not own.all():
             parts = {name: values[own.to(values.device)] for name, values in parts.items()}
+        return replace(self, activations=Activations(**parts))
+
+    def spread(self, n_tokens: int) -> "Store":
+        """As many whole contexts as so many tokens make, one at least: the first ones of each document, in order.
+
+        All documents give the same share of theirs: the beginning of a split is text of one document, which would stand
+        for all. The rows must be whole contexts, in order; so are those of the result.
+        """
+        return self._contexts(first_of_each(self._documents, max(n_tokens // self.context, 1)).nonzero()[:, 0])
+
+    def halves(self) -> tuple["Store", "Store"]:
+        """The contexts of the first half of each document, and those of the second; whole contexts, in order.
+
+        Raises ValueError if there are not two contexts.
+        """
+        n = len(self._documents) // 2
+        check("the number of contexts", len(self._documents), "at least 2, to be halved", n > 0)
+        first = first_of_each(self._documents, n)
+        return self._contexts(first.nonzero()[:, 0]), self._contexts((~first).nonzero()[:, 0])
+
+    def halves_in_turn(self) -> "Store":
+        """The same contexts in another order: the first half of each document, and then the second of each.
+
+        What is chosen on the first half of the rows and scored on the second is then so on text of all documents.
+        """
+        first = first_of_each(self._documents, len(self._documents) // 2)
+        return self._contexts(torch.cat([first.nonzero()[:, 0], (~first).nonzero()[:, 0]]))
+
+    @property
+    def _documents(self) -> Int[Tensor, " window"]:
+        return self.activations.documents[:: self.context]
+
+    def _contexts(self, contexts: Int[Tensor, " window"]) -> "Store":
+        rows = (contexts[:, None] * self.context + torch.arange(self.context)).flatten()
+        parts = {name: values[rows.to(values.device)] for name, values in vars(self.activations).items()}
         return replace(self, activations=Activations(**parts))
 
     @property

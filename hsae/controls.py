@@ -219,7 +219,7 @@ def measure(
         "information": {name: shared[name] for name in INFORMATION},
         "ami": feature_clustering.headline(parents, scored.h1, text, clustering),
         "samples": [
-            *hierarchy.samples(*(own.activations.offsets.numpy() for own in (choose, store))),
+            *hierarchy.samples(*(own.activations.offsets.numpy() for own in (choose, store)), split="test"),
             *shared_information.samples(kept.activations.offsets.numpy()),
         ],
     }

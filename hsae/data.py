@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 
@@ -80,12 +80,20 @@ def context_starts(ranges: Integer[Tensor, "range 2"], context: int, most: int |
     """
     counts = (ranges[:, 1] - ranges[:, 0] - 1).clamp(min=0) // context
     _check_contexts(counts, ranges, context)
-    if most is not None and most < counts.sum():
-        ends = (counts.cumsum(0) * most).div(counts.sum(), rounding_mode="floor")
-        counts = ends.diff(prepend=ends.new_zeros(1))
-    first = counts.cumsum(0) - counts
-    within = torch.arange(int(counts.sum())) - first.repeat_interleave(counts)
-    return ranges[:, 0].repeat_interleave(counts) + context * within
+    own = torch.arange(len(ranges)).repeat_interleave(counts)
+    starts = ranges[own, 0] + context * _places(counts)
+    return starts if most is None else starts[first_of_each(own, most)]
+
+
+def first_of_each(documents: Integer[Tensor, " window"], most: int) -> Bool[Tensor, " window"]:
+    """Which contexts to take where `most` are wanted (all, if there are no more): the first ones of each document.
+
+    `documents` says whose each context is; those of one document follow each other. All documents give the same share.
+    """
+    counts = documents.unique_consecutive(return_counts=True)[1]
+    ends = (counts.cumsum(0) * min(most, len(documents))).div(len(documents), rounding_mode="floor")
+    taken = ends.diff(prepend=ends.new_zeros(1))
+    return _places(counts) < taken.repeat_interleave(counts)
 
 
 def windows(
@@ -117,6 +125,11 @@ def _check_contexts(counts: Int[Tensor, " range"], ranges: Integer[Tensor, "rang
             f"a split whose longest document has {longest} tokens has no context of {context} and a target: documents "
             f"must be longer, or the context at most {max(longest - 1, 0)} tokens."
         )
+
+
+def _places(counts: Int[Tensor, " group"]) -> Int[Tensor, " member"]:
+    """Of the members of groups of these sizes, one group after the other, the place from 0 in their own."""
+    return torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
 
 
 def _within(bounds: list[int], begin: int, end: int) -> list[tuple[int, int]]:

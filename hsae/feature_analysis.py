@@ -12,7 +12,7 @@ from numpy import ndarray
 from hsae import coactivation, communities
 from hsae.dendrogram import Dendrogram, cosine_distances, similarity_distances
 from hsae.feature_clustering import FeatureClusteringConfig, Features, embed, largest_groups
-from hsae.latent_classes import LABELLINGS, Text, latent_classes
+from hsae.latent_classes import LABELLINGS, Text, held_out_shares, latent_classes
 from hsae.partition_indices import Z95, agreement, ami, davies_bouldin, half_sample_error, measured, number, silhouette
 from hsae.streams import Stream
 
@@ -30,10 +30,15 @@ MOST_COLORS = 9  # communities that figures tell apart
 Draws = dict[tuple[str, str], dict[str, list[float]]]
 
 
-def analyse(features: Features, text: Text, config: FeatureClusteringConfig, stream: Stream) -> dict[str, Any]:
+def analyse(
+    features: Features, clustered: Text, text: Text, config: FeatureClusteringConfig, stream: Stream
+) -> dict[str, Any]:
     """Every index of every clustering of one dictionary, each beside its nulls (`partition_indices.measured`).
 
-    - latents: how many live, and how many of those are selective in each of LABELLINGS
+    `clustered` are the tokens that the clusterings come from, `text` those of the classes; of one vocabulary.
+
+    - latents: how many live, and how many of those are selective in each of LABELLINGS: the class that a latent has on
+      `clustered` holds `min_share` of its activation on `text`. Null: both texts `shifted` in a circle
     - partitions: number of clusters and latents of the largest; silhouette (cosine) and Davies-Bouldin in decoder
       space, modularity in the co-activation graph. Nulls: labels `shuffled` over the latents; what the same method
       finds among `random_directions`, or among latents that are `independent`
@@ -48,7 +53,7 @@ def analyse(features: Features, text: Text, config: FeatureClusteringConfig, str
     classes = latent_classes(features.acts, text, "information", config.min_share)
     pairs = combinations(features.partitions.items(), 2)
     return {
-        "latents": {"living": len(features.latents)} | {name: int((c >= 0).sum()) for name, c in classes.items()},
+        "latents": {"living": len(features.latents)} | _selective(features, clustered, text, config, stream),
         **_geometry(features, config, stream.of("geometry")),
         "between": {
             f"{a}_with_{b}": agreement(one, other, config.n_null, stream.of("between", a, b).numpy())
@@ -118,44 +123,40 @@ def differences(
     return pd.DataFrame(rows)
 
 
-def taxonomy_ami(dictionaries: dict[str, Features], text: Text, config: FeatureClusteringConfig) -> dict[str, Any]:
-    """AMI of each of CLUSTERINGS (of the dictionaries `hsae` and `flat`) with the current and the next character."""
-    classes = {
-        name: latent_classes(features.acts, text, "information", config.min_share)
-        for name, features in dictionaries.items()
-    }
-    return {
-        name: {of: number(ami(dictionaries[by].partitions[partition], classes[by][of])) for of in CHARACTERS}
-        for name, (by, partition, _) in CLUSTERINGS.items()
-    }
-
-
-def headline(analyses: dict[str, dict[str, Any]], compared: pd.DataFrame, untrained: dict[str, Any]) -> dict[str, Any]:
+def headline(
+    analyses: dict[str, dict[str, Any]], compared: pd.DataFrame, untrained: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """What `analyse` of `hsae` and of `flat`, and `differences`, come to: AMI, and each index beside its null's mean.
 
     - latents: living, and selective for the current and the next character
     - taxonomy: AMI of each of CLUSTERINGS with the current and the next character; 0 is expected of chance
-    - taxonomy_untrained: `untrained`, the `taxonomy_ami` of the same models before training
-    - differences: between these, with 95% intervals
-    - geometry_with_function: AMI of clusters by decoder direction with communities of co-activation
-    - shape: modularity of the communities; silhouette and Davies-Bouldin of the clusters by decoder direction
-    - purity (with the current character) and cophenetic correlation of each tree
+    - hsae, flat: geometry_with_function, AMI of clusters by decoder direction with communities of co-activation;
+      modularity of the communities; silhouette and Davies-Bouldin of the clusters by decoder direction; purity (with
+      the current character) and cophenetic correlation of each tree
+    - differences: between AMIs of the taxonomy, with 95% intervals
+    - untrained: all but the differences, of the analyses of the same models before training
     """
     main = compared.query("definition == 'main' and labelling in @CHARACTERS")
+    differences: dict[str, Any] = {}
+    for row in main.to_dict("records"):
+        pair = differences.setdefault(f"{row['level2']}_less_{row['flat']}", {})
+        pair[row["labelling"]] = {name: number(row[name]) for name in ("difference", "low", "high")}
+    return {**_indices(analyses), "differences": differences, "untrained": _indices(untrained)}
+
+
+def _indices(analyses: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The part of `headline` that is of two dictionaries by themselves."""
     result: dict[str, Any] = {
         "latents": {
-            name: {of: found["latents"][of] for of in ("living", *CHARACTERS)} for name, found in analyses.items()
+            name: {"living": found["latents"]["living"]}
+            | {of: _beside_null(found["latents"][of], "shifted") for of in CHARACTERS}
+            for name, found in analyses.items()
         },
         "taxonomy": {
             name: {of: analyses[dictionary]["taxonomy"][partition][of]["ami"]["value"] for of in CHARACTERS}
             for name, (dictionary, partition, _) in CLUSTERINGS.items()
         },
-        "taxonomy_untrained": untrained,
-        "differences": {},
     }
-    for row in main.to_dict("records"):
-        pair = result["differences"].setdefault(f"{row['level2']}_less_{row['flat']}", {})
-        pair[row["labelling"]] = {name: number(row[name]) for name in ("difference", "low", "high")}
     for dictionary, found in analyses.items():
         shape = found["partitions"]
         result[dictionary] = {
@@ -228,6 +229,25 @@ def latent_frame(features: Features, text: Text, config: FeatureClusteringConfig
         "next": [names[label] if label >= 0 else "no class" for label in classes["next_case"]],
     }
     return pd.DataFrame(embed(features.W_dec, stream), columns=["x", "y"]).assign(**columns)
+
+
+def _selective(
+    features: Features, clustered: Text, text: Text, config: FeatureClusteringConfig, stream: Stream
+) -> dict[str, dict[str, object]]:
+    """The numbers of selective latents in each of LABELLINGS, beside those on texts that are shifted in a circle."""
+
+    def counts(first: Text, second: Text) -> dict[str, int]:
+        shares = held_out_shares((features.clustered, first), (features.acts, second))
+        return {name: int(((share >= config.min_share) & (share > 0)).sum()) for name, share in shares.items()}
+
+    rng = stream.of("shifts of the text").numpy()
+    parts = rng.uniform(0.25, 0.75, size=(config.n_null, 2))  # of the text: far from where it was
+    draws = [
+        counts(*(one.shifted(int(part * len(one.current))) for one, part in zip((clustered, text), both, strict=True)))
+        for both in parts
+    ]
+    found = counts(clustered, text)
+    return {name: measured(value, shifted=[draw[name] for draw in draws]) for name, value in found.items()}
 
 
 def _geometry(features: Features, config: FeatureClusteringConfig, stream: Stream) -> dict[str, Any]:

@@ -22,10 +22,12 @@ from hsae.streams import Stream
 class FeatureClusteringConfig:
     """Section `feature_clustering`: what counts, the co-activation graph, and how often chance is drawn.
 
-    The first `n_tokens` of the test split are used: clusterings, graphs and groups come from one half of them, classes
-    from the other. A latent lives if it is active on `min_active` tokens of the first, and is selective if its class
-    holds `min_share` of its activation on the second. `n_neighbors`: edges of a latent. `n_null`: draws of
-    each null; `n_resamples`: of the halves behind a standard error. `groups_shown`: the largest groups of the figures.
+    Of the test split `n_tokens` are used: clusterings, graphs and groups come from the first half of what is taken of
+    each document, classes from the second. A latent lives if it is active on `min_active` tokens of the first, and has
+    a class if that holds `min_share` of its activation on the second. It is selective if the class that it has on the
+    first holds so much on the second.
+    `n_neighbors`: edges of a latent. `n_null`: draws of each null; `n_resamples`: of the halves behind a standard
+    error. `groups_shown`: the largest groups of the figures.
     """
 
     n_tokens: int
@@ -53,6 +55,8 @@ class Features:
     W_dec: Float[ndarray, "living d_in"]
     acts: csr_array
     """Activations (token, living) on other tokens than those that they are clustered by: classes come from these."""
+    clustered: csr_array
+    """Activations (token, living) on the tokens that they are clustered by."""
     active: csc_array
     """1 where a latent is active (token, living), on the tokens that they are clustered by."""
     phi: Float[ndarray, "living living"]
@@ -81,7 +85,8 @@ def flat_features(
     latents = living(acts, config.min_active)
     check("the number of living latents", len(latents), "at least 2", len(latents) >= 2)
     W_dec = W_dec[latents]
-    active = coactivation.activity(acts[:, latents])
+    acts = acts[:, latents]
+    active = coactivation.activity(acts)
     phi = coactivation.phi(active)
     graph = communities.neighbour_graph(phi, config.n_neighbors)
     trees = {
@@ -90,7 +95,7 @@ def flat_features(
     }
     partitions = {f"{name}_clusters": tree.cut(n_clusters) for name, tree in trees.items()}
     partitions["communities"] = communities.communities(graph, stream)
-    return Features(latents, W_dec, others[:, latents], active, phi, graph, trees, partitions)
+    return Features(latents, W_dec, others[:, latents], acts, active, phi, graph, trees, partitions)
 
 
 def hsae_features(

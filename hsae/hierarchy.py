@@ -19,7 +19,8 @@ from hsae.streams import Stream
 
 DRAWS = 5  # of each null
 BINS = 4  # of positive activations, for the information that latents share
-TOKENS = 32768  # from the first on, for that information
+TOKENS = 32768  # for that information,
+STRETCHES = 16  # in so many pieces from all over the text: its beginning is of one document
 
 ROUNDING = 1e-9
 
@@ -28,12 +29,12 @@ AGAINST_CHANCE = ("p_parent_given_child", "explained_by_parent", "u_children", "
 WITH_NULL = (*AGAINST_CHANCE, "groups")
 
 
-def samples(chosen: Integer[ndarray, " n"], scored: Integer[ndarray, " m"]) -> list[Record]:
-    """What `summarize` chooses and where, given the offsets of the validation split and of the test split."""
+def samples(chosen: Integer[ndarray, " n"], scored: Integer[ndarray, " m"], split: str) -> list[Record]:
+    """What `summarize` chooses and where, given the offsets of the validation split and of the `split` that scores."""
     return [
         one
         for what in ("parents by co-activation", "bins of activations")
-        for one in (record(what, "chosen", "val", chosen), record(what, "scored", "test", scored))
+        for one in (record(what, "chosen", "val", chosen), record(what, "scored", split, scored))
     ]
 
 
@@ -151,13 +152,22 @@ def _unrelated(
 
 def _shares_of_entropy(chosen: Graph, scored: Graph, margin: int, stream: Stream) -> Float[Tensor, "parent child"]:
     """I(parent; child) / H(parent) on the tokens that score, in bins that were cut on those that choose."""
+    on, of = _stretches(scored.n_tokens), _stretches(chosen.n_tokens)
     h1, h2 = (
-        quantile_bins(own[:TOKENS].toarray(), BINS, other[:TOKENS].toarray())
+        quantile_bins(own[on].toarray(), BINS, other[of].toarray())
         for own, other in ((scored.h1, chosen.h1), (scored.h2, chosen.h2))
     )
     information = debiased(h1, h2, draw_shifts(len(h1), DRAWS, margin, stream)).T
     entropy = entropies(h2)[:, None]
     return torch.from_numpy(information / np.where(entropy > 0, entropy, np.inf))
+
+
+def _stretches(n: int) -> Int[ndarray, " token"]:
+    """Which of `n` tokens to take where TOKENS are wanted: the first ones of each of STRETCHES pieces of the text."""
+    if n <= TOKENS:
+        return np.arange(n)
+    firsts = np.arange(STRETCHES) * n // STRETCHES
+    return (firsts[:, None] + np.arange(TOKENS // STRETCHES)).ravel()
 
 
 def _groups(on1: csc_array, parents: Int[Tensor, " child"]) -> float:

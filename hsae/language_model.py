@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hsae.causal_lm import CausalLM
 from hsae.checkpoint import NOWHERE, Checkpoints, named, restore, tensors_of
 from hsae.config import check, check_positive
-from hsae.data import random_starts, windows
+from hsae.data import context_starts, first_of_each, random_starts, windows
 from hsae.gpt import GPT
 from hsae.progress import Progress
 from hsae.streams import Stream
@@ -23,8 +23,8 @@ from hsae.streams import Stream
 class TransformerConfig:
     """Section `train_transformer`: the model's shape and its training. Tokens seen = steps * batch_size * context.
 
-    The first `eval_windows` contexts of the validation split choose the weights that are kept, and as many after them
-    give the loss that is published; if there are fewer, each gets half of them.
+    `eval_windows` contexts of the validation split choose the weights that are kept, and as many others, of the same
+    documents, give the loss that is published; if there are fewer, each gets half of them.
     """
 
     seed: int
@@ -127,15 +127,20 @@ def train(
     return TrainedTransformer(model.eval(), log.curve, log.best)
 
 
-def halves(starts: Int[Tensor, " window"], n: int) -> tuple[Int[Tensor, " half"], Int[Tensor, " half"]]:
-    """Of the contexts of the validation split those that choose the weights, and those that score them: `n` of each.
+def halves(
+    ranges: Integer[Tensor, "range 2"], context: int, n: int
+) -> tuple[Int[Tensor, " half"], Int[Tensor, " half"]]:
+    """Where the contexts of the validation split begin that choose the weights, and those that score them: `n` of each.
 
-    Raises ValueError if there are not two contexts.
+    They are the first and the second half of what is taken of each document (a range), or of documents of one context
+    every other one: neither is of one document alone. Raises ValueError if there are not two contexts.
     """
-    n = min(n, len(starts) // 2)
+    n = min(n, len(context_starts(ranges, context)) // 2)
     if not n:
         raise ValueError("the validation split has one context; it needs two: raise `prepare_data.val_fraction`.")
-    return starts[:n], starts[n : 2 * n]
+    starts = context_starts(ranges, context, 2 * n)
+    first = first_of_each(torch.searchsorted(ranges[:, 0].contiguous(), starts, right=True), n)
+    return starts[first], starts[~first]
 
 
 def learning_rate(step: int, config: TransformerConfig) -> float:

@@ -1,6 +1,6 @@
 """What class of characters a latent stands for: the character taxonomy as labels of latents."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,14 @@ class Text:
         current, following = index.reshape(2, -1)
         return cls(current, following, [vocabulary[int(token)] for token in used])
 
+    def part(self, rows: slice) -> "Text":
+        """Some of the tokens, with the vocabulary of all."""
+        return Text(self.current[rows], self.following[rows], self.vocabulary)
+
+    def shifted(self, shift: int) -> "Text":
+        """The tokens moved along the text, in a circle."""
+        return Text(np.roll(self.current, shift), np.roll(self.following, shift), self.vocabulary)
+
     def classes(self, level: str) -> tuple[list[str], Int[ndarray, " character"]]:
         """Names of the classes of a level of the taxonomy, sorted, and the class of each token of the vocabulary."""
         names, class_of = np.unique(taxonomy(self.vocabulary)[level], return_inverse=True)
@@ -54,15 +62,36 @@ def latent_classes(acts: csr_array, text: Text, by: str, min_share: float) -> di
     ValueError for another `by`.
     """
     check("by", by, "information or share", by in ("information", "share"))
-    labels = {}
+    return {name: _strongest(mass, p, by, min_share) for name, mass, p in _by_class(acts, text)}
+
+
+def held_out_shares(
+    chosen: tuple[csr_array, Text], scored: tuple[csr_array, Text]
+) -> dict[str, Float[ndarray, " latent"]]:
+    """For each of LABELLINGS, the share of every latent's activation on `scored` that is on its class by `chosen`.
+
+    Both are activations (token, latent) and their text, with one vocabulary. The class is that of `latent_classes`, by
+    information; the largest of many shares would be flattered on the tokens that chose it. 0 for a latent that is
+    silent on either.
+    """
+    classes, shares = latent_classes(*chosen, "information", 0.0), {}
+    for name, mass, _ in _by_class(*scored):
+        own, total = mass[np.arange(len(mass)), classes[name]], mass.sum(1)
+        shares[name] = np.where(classes[name] != NO_CLASS, own, 0) / np.where(total > 0, total, 1)
+    return shares
+
+
+def _by_class(
+    acts: csr_array, text: Text
+) -> Iterator[tuple[str, Float[ndarray, "latent class"], Float[ndarray, " class"]]]:
+    """Of each of LABELLINGS: every latent's activation, summed over each class's tokens, and the classes' shares."""
     for position, characters in (("current", text.current), ("next", text.following)):
         mass = _mass(acts, characters, len(text.vocabulary))
         frequency = np.bincount(characters, minlength=len(text.vocabulary)) / len(characters)
         for level in LEVELS:
             class_of = text.classes(level)[1]
             members = csr_array((np.ones(len(class_of)), (np.arange(len(class_of)), class_of)))
-            labels[f"{position}_{level}"] = _strongest(mass @ members, frequency @ members, by, min_share)
-    return labels
+            yield f"{position}_{level}", mass @ members, frequency @ members
 
 
 def _mass(acts: csr_array, characters: Int[ndarray, " token"], n_characters: int) -> Float[ndarray, "latent character"]:

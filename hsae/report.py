@@ -63,6 +63,7 @@ class Latent:
 
 def hierarchy(
     edges: pd.DataFrame,
+    total: Float[Tensor, " d_sae2"],
     h1: Float[Tensor, "n d_sae1"],
     h2: Float[Tensor, "n d_sae2"],
     store: Store,
@@ -70,10 +71,11 @@ def hierarchy(
     vocabulary: Sequence[str],
     config: ReportConfig,
 ) -> list[Latent]:
-    """The level-2 latents with the largest share of all level-2 activation, each with its children of largest weight.
+    """The level-2 latents of the largest activation in sum, each with its children of largest weight.
 
-    `edges` holds a row per child and its parent (`graph.edges`); `h1` and `h2` are the activations on the rows of
-    `store`, in their order; `tokens` are those of the whole corpus.
+    That sum, `total`, is of other text than `store`: what is shown of latents does not choose them. `edges` holds a row
+    per child and its parent (`graph.edges`); `h1` and `h2` are the activations on the rows of `store`, in their order;
+    `tokens` are those of the whole corpus.
     """
 
     def latent(level: int, index: int, edge: dict[str, float] | None, children: list[Latent]) -> Latent:
@@ -83,7 +85,7 @@ def hierarchy(
         return Latent(f"level {level}, latent {index}", density, snippets, edge, children)
 
     latents = []
-    for parent in h2.double().sum(0).topk(min(config.n_parents, h2.shape[1])).indices.tolist():
+    for parent in total.topk(min(config.n_parents, len(total))).indices.tolist():
         children = edges.query(f"parent == {parent}").nlargest(config.n_children, "weight").to_dict("records")
         latents.append(latent(2, parent, None, [latent(1, int(edge["child"]), edge, []) for edge in children]))
     return latents

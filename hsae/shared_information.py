@@ -20,18 +20,19 @@ from hsae.probes import ProbeConfig
 from hsae.samples import Record, record
 from hsae.streams import Stream
 
+ROUNDING = 1e-12
 MOST_CHILDREN = 16  # their on-off patterns are numbered: 2^16
 MOST_CLASSES = 127  # of a label: an encyclopedia has thousands of characters, nearly all of them rare
 
 
 @dataclass
 class InformationConfig:
-    """Section `mutual_information`: `tokens` from the start of the test split, `bins` of positive activations.
+    """Section `mutual_information`: `tokens` of the test split, `bins` of positive activations.
 
     `screening_shifts` debias all pairs on either half of the tokens; `candidates` children of every parent, chosen on
     the first half, are tested on the second, against `shifts`, at a false discovery rate of `fdr`. `children` are the
     numbers of children that a parent's entropy is conditioned on. `probe` is trained on the validation split and scored
-    on the second half of the test split.
+    on the second half of each document of the test split; the `tokens` are of the first halves.
     """
 
     tokens: int
@@ -63,9 +64,9 @@ class Levels:
     entropy: Float[ndarray, " parent"]
     """H(h2_j) of the binned parents on the second half."""
     alive: Int[ndarray, " live_parent"]
-    """Parents that are active in both halves."""
+    """Parents that are active on the first half: what chooses says what counts, not what is measured."""
     alive_children: Int[ndarray, " live_child"]
-    """Children that are active in both halves."""
+    """Children that are active on the first half."""
     weight: Float[ndarray, "parent child"]
     """Level-2 decoder."""
     strongest: Int[ndarray, " child"]
@@ -76,7 +77,7 @@ class Levels:
     @property
     def u(self) -> Float[ndarray, "parent child"]:
         """Share of every parent's entropy that every child tells, I / H(h2_j); 0 for a parent that never varies."""
-        return self.information / np.where(self.entropy > 0, self.entropy, np.inf)[:, None]
+        return _shares(self.information, self.entropy[:, None])
 
 
 def examine(
@@ -91,7 +92,8 @@ def examine(
 
     Tested are, of every parent, the `candidates` children that share most information with it, and of every child its
     parent by the decoder, which was trained on other text. q counts all of these and no other pair. u is the share of
-    the parent's entropy that the child tells, I / H(h2_j). No shift is within `margin` tokens of 0.
+    the parent's entropy that the child tells, I / H(h2_j). What is silent on the second half tells nothing there: u is
+    0, and p is 1. No shift is within `margin` tokens of 0.
     """
     n = len(h1) // 2
     first, second = (h1[:n], h2[:n]), (h1[n : 2 * n], h2[n : 2 * n])
@@ -100,7 +102,7 @@ def examine(
         for does in ("chooses", "is measured")
     )
     screened, information = debiased(*first, screening).T, debiased(*second, measuring).T
-    alive_children, alive = ((a > 0).any(0) & (b > 0).any(0) for a, b in zip(first, second, strict=True))
+    alive_children, alive = ((own > 0).any(0) for own in first)
     strongest = np.where((W_dec.max(0) > 0) & alive_children, W_dec.argmax(0), -1)
     alive_children, alive = np.flatnonzero(alive_children), np.flatnonzero(alive)
     pairs = _pairs(screened, strongest, alive, config.candidates).rename(columns={"child": "x", "parent": "y"})
@@ -108,7 +110,7 @@ def examine(
     tested = shift_test(*second, pairs, shifts).rename(columns={"x": "child", "y": "parent"})
     entropy, parent, child = entropies(second[1]), tested["parent"].to_numpy(), tested["child"].to_numpy()
     tested = tested.assign(
-        u=tested["information"] / entropy[parent],
+        u=_shares(tested["information"].to_numpy(), entropy[parent]),
         weight=W_dec[parent, child],
         is_child=strongest[child] == parent,
     )
@@ -260,23 +262,25 @@ def label_information(
     config: InformationConfig,
     stream: Stream,
 ) -> pd.DataFrame:
-    """Of every live latent the label that it tells most of, tested. Rows are latents; silent ones are left out.
+    """Of every live latent the label that it tells most of, tested. Rows are latents, those active on the first half.
 
     For every label a column of that name: I(latent; label) / H(label) on the first half of the tokens, debiased. label:
-    the one with the largest of these; u: the same share on the second half; information, p and q as of
-    `nulls.shift_test`, where q counts every latent once, as its label was chosen on the first half.
+    the one with the largest of these; u: the same share on the second half, 0 of a latent that is silent there;
+    information, p and q as of `nulls.shift_test`, where q counts every latent once, as its label was chosen on the
+    first half.
     """
     n = len(latents) // 2
-    entropy = [np.maximum(entropies(half), 1e-12) for half in (labels[:n], labels[n : 2 * n])]
-    alive = np.flatnonzero((latents[:n] > 0).any(0) & (latents[n : 2 * n] > 0).any(0))
+    entropy = [entropies(half) for half in (labels[:n], labels[n : 2 * n])]
+    alive = np.flatnonzero((latents[:n] > 0).any(0))
     shifts = draw_shifts(n, config.screening_shifts, margin, stream.of("shifts that labels are chosen by"))
-    shares = debiased(latents[:n, alive], labels[:n], shifts) / entropy[0]
+    shares = _shares(debiased(latents[:n, alive], labels[:n], shifts), entropy[0])
     best = shares.argmax(1) if len(alive) else alive
     pairs = pd.DataFrame({"x": alive, "y": best})
     shifts = draw_shifts(n, config.shifts, margin, stream.of("shifts that labels are tested against"))
     tested = shift_test(latents[n : 2 * n], labels[n : 2 * n], pairs, shifts)
     chosen = pd.DataFrame({"latent": alive, "label": np.array(names)[best]})
-    measured = tested.assign(u=tested["information"] / entropy[1][best])[["information", "p", "q", "u"]]
+    u = _shares(tested["information"].to_numpy(), entropy[1][best])
+    measured = tested.assign(u=u)[["information", "p", "q", "u"]]
     return pd.concat([chosen, measured, pd.DataFrame(shares, columns=pd.Index(names))], axis=1)
 
 
@@ -305,6 +309,11 @@ def _correlation(x: Float[ndarray, " n"], y: Float[ndarray, " n"]) -> float | No
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     return float(stats.spearmanr(x, y)[0])  # pyright: ignore[reportArgumentType]
+
+
+def _shares(information: Float[ndarray, "*shape"], entropy: Float[ndarray, "*#shape"]) -> Float[ndarray, "*shape"]:
+    """Information as a share of an entropy; 0 where nothing varies, up to rounding."""
+    return information / np.where(entropy > ROUNDING, entropy, np.inf)
 
 
 def _mean(values: Shaped[ndarray, " n"]) -> float | None:

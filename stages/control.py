@@ -33,9 +33,8 @@ def main(control: Control) -> None:
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         train = controls.contexts(read_train(stage, device).first(config.tokens), config.tokens)
-        val, test = (
-            controls.contexts(read_store(stage, split, device), config.test_tokens) for split in ("val", "test")
-        )
+        val, test = (read_store(stage, split, device).spread(config.test_tokens) for split in ("val", "test"))
+        test = test.halves_in_turn()  # pairs that share information are chosen on one, and tested on the other
         if control == Control.random_transformer:
             untrained = read_untrained(stage, device, stream.of("random transformer"))
             train, val, test = controls.of_transformer(untrained, train, [val, test], tokens)

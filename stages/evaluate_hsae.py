@@ -1,15 +1,19 @@
 """The trained HSAE on a split -> metrics/hsae.json: both levels as dictionaries, and its parent-child graph.
 
-Beside it stands `untrained`: what the same HSAE scores at its start.
+Beside it stands `untrained`: what the same HSAE scores at its start. The edges, which other stages show, are those on
+the test split, whatever the HSAE is evaluated on.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from hsae import graph, hierarchical, hierarchy, run
 from hsae.activations import Store
 from hsae.dictionary import DictionaryConfig
-from hsae.evaluation import EvaluationConfig, evaluate
+from hsae.evaluation import EvaluationConfig, Reconstruction, Split, evaluate
 from hsae.files import read_tensors, write_csv, write_json, write_tensors
 from hsae.hierarchical import HierarchicalSAE
 from hsae.streams import Stream
@@ -23,30 +27,35 @@ def main() -> None:
     with run.stage("evaluate_hsae") as stage:
         device = stage.device()
         stream = stage.params(DictionaryConfig).stream("evaluate_hsae")
-        model = read_transformer(stage, device)
-        hsae, untrained = read_hsae(stage, device), read_untrained_hsae(stage, device)
+        transformer = read_transformer(stage, device)
+        models = {"hsae": read_hsae(stage, device), "untrained": read_untrained_hsae(stage, device)}
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         split = stage.params(EvaluationConfig, "evaluate").split
-        val, test = (read_store(stage, name, device) for name in ("val", split))
-        methods = {"hsae/level1": hsae.reconstruct_from_h1, "hsae/level2": hsae.reconstruct_from_h2}
-        measured = evaluate(model, test, tokens, methods)
+        val, scored = (read_store(stage, name, device) for name in ("val", split))
+        methods = {f"{name}/{level}": own for name, model in models.items() for level, own in _levels(model).items()}
+        measured = evaluate(transformer, scored, tokens, methods)
         write_tensors(Path("data/contexts/hsae.safetensors"), measured.tensors())
-        metrics: dict[str, Any] = {path.split("/")[1]: own for path, own in measured.methods.items()}
-        metrics["level2"]["fvu_h1"] = hierarchical.validate(hsae, test.batches())["level2"]["fvu_h1"]
-        edges, metrics["hierarchy"] = _hierarchy(hsae, val, test, stream.of("trained"))
-        _, by_chance = _hierarchy(untrained, val, test, stream.of("untrained"))
-        metrics["untrained"] = {**hierarchical.validate(untrained, test.batches()), "hierarchy": by_chance}
-        metrics["samples"] = hierarchy.samples(*(store.activations.offsets.numpy() for store in (val, test)))
-        write_json(Path("metrics/hsae.json"), metrics)
-        write_csv(Path("plots/edges.csv"), graph.edges(edges).drop_duplicates("child"))
+        found: dict[str, dict[str, Any]] = {}
+        for name, model in models.items():
+            own: dict[str, Any] = {level: measured.methods[f"{name}/{level}"] for level in ("level1", "level2")}
+            own["level2"]["fvu_h1"] = hierarchical.validate(model, scored.batches())["level2"]["fvu_h1"]
+            own["hierarchy"] = _hierarchy(model, val, scored, stream.of("shifts and draws", name))
+            found[name] = own
+        samples = hierarchy.samples(*(store.activations.offsets.numpy() for store in (val, scored)), split=split.value)
+        write_json(Path("metrics/hsae.json"), {**found["hsae"], "untrained": found["untrained"], "samples": samples})
+        test = scored if split == Split.test else read_store(stage, Split.test, device)
+        edges = graph.edges(graph.measure(models["hsae"], test.batches()))
+        write_csv(Path("plots/edges.csv"), edges.drop_duplicates("child"))
 
 
-def _hierarchy(
-    model: HierarchicalSAE, val: Store, test: Store, stream: Stream
-) -> tuple[graph.Graph, dict[str, float | None]]:
-    """The graph on the test split, and what it is like with parents that the validation split chose."""
-    chosen, scored = (graph.measure(model, store.batches()) for store in (val, test))
-    return scored, hierarchy.summarize(chosen, scored, model.level1.W_dec, test.context, stream)
+def _levels(model: HierarchicalSAE) -> dict[str, Callable[[Tensor], Reconstruction]]:
+    return {"level1": model.reconstruct_from_h1, "level2": model.reconstruct_from_h2}
+
+
+def _hierarchy(model: HierarchicalSAE, val: Store, scored: Store, stream: Stream) -> dict[str, float | None]:
+    """What the graph on a split is like, with parents that the validation split chose."""
+    graphs = [graph.measure(model, store.batches()) for store in (val, scored)]
+    return hierarchy.summarize(*graphs, model.level1.W_dec, scored.context, stream)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from jaxtyping import Integer
 from numpy import ndarray
 from torch import Tensor
@@ -16,7 +17,6 @@ from hsae.feature_analysis import (
     differences,
     headline,
     latent_frame,
-    taxonomy_ami,
 )
 from hsae.feature_clustering import FeatureClusteringConfig, Features, flat_features, hsae_features
 from hsae.files import read_json, read_tensors, write_csv, write_figure, write_json
@@ -39,22 +39,29 @@ def main() -> None:
         config = stage.params(FeatureClusteringConfig, "feature_clustering")
         stream = stage.params(DictionaryConfig).stream("feature_clustering")
         test = read_store(stage, "test", device)
-        # Clusters come from the first half of the tokens, classes from the second: whole contexts of both.
-        half = max(min(config.n_tokens, len(test)) // (2 * test.context), 1) * test.context
-        parts = test.scored(slice(half)), test.scored(slice(half, 2 * half))
+        # Clusters come from the first half of each document's tokens, classes from the second.
+        halved = test.spread(max(config.n_tokens, 2 * test.context)).halves()
+        parts = halved[0].scored(slice(None)), halved[1].scored(slice(None))
         first, second = (part.activations.offsets.numpy() for part in parts)
-        text = _text(stage, second)
+        whole = _text(stage, np.concatenate([first, second]))
+        clustered, text = whole.part(slice(len(first))), whole.part(slice(len(first), None))
         halves = parts[0].x(slice(None)).split(4096), parts[1].x(slice(None)).split(4096)
         trained = _features(
             read_hsae(stage, device), read_flat(stage, "topk", device), halves, config, stream.of("trained")
         )
         at_start = read_untrained_hsae(stage, device), read_untrained_flat(stage, "topk", device)
         untrained = _features(*at_start, halves, config, stream.of("untrained"))
-        analyses = {name: analyse(own, text, config, stream.of("nulls", name)) for name, own in trained.items()}
+        analyses, before = (
+            {name: analyse(own, clustered, text, config, stream.of(nulls, name)) for name, own in features.items()}
+            for nulls, features in (("nulls", trained), ("nulls of the untrained", untrained))
+        )
         compared = differences(trained["hsae"], trained["flat"], text, config, stream.of("halves of the latents"))
-        found = headline(analyses, compared, taxonomy_ami(untrained, text, config))
-        what = "clusterings, which are scored by classes"
-        samples = [record(what, "chosen", "test", first), record(what, "scored", "test", second)]
+        found = headline(analyses, compared, before)
+        samples = [
+            one
+            for what in ("clusterings, which are scored by classes", "classes of selective latents")
+            for one in (record(what, "chosen", "test", first), record(what, "scored", "test", second))
+        ]
         write_json(
             Path("metrics/feature_clustering.json"), {"n_tokens": sum(map(len, parts)), **found, "samples": samples}
         )
@@ -73,7 +80,7 @@ def main() -> None:
 
 
 def _text(stage: Stage, offsets: Integer[ndarray, " token"]) -> Text:
-    """The tokens of the text that classes come from."""
+    """The tokens at some offsets, the text of both halves."""
     tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
     return Text.at(tokens, offsets, read_json(stage.input("data/tokenizer.json"))["vocabulary"])
 

@@ -13,6 +13,7 @@ from hsae.files import read_json
 from hsae.flat import FlatConfig
 from hsae.metrics import summarize
 from hsae.processes import leads, start, together
+from hsae.sharpening import Sharpening
 from hsae.training import Phase, fit
 from stages.files import read_store, write_trained
 from stages.training_split import read_train
@@ -24,9 +25,10 @@ def main(name: str, variant: str, level: int) -> None:
         device = stage.device()
         config = stage.params(FlatConfig, "flat_baseline")
         dictionary = stage.params(DictionaryConfig)
-        # Level 1 trains in phases 1 and 3, level 2 in phases 2 and 3.
+        # Level 1 trains in phase 1, while it is sharpened, and in phase 3; level 2 in phases 2 and 3.
         phase, phase3 = stage.params(Phase, f"phase{level}"), stage.params(Phase, "phase3")
-        phase = replace(phase, epochs=phase.epochs + phase3.epochs)
+        sharpened = (level == 1) * stage.params(Sharpening, "sharpening").epochs
+        phase = replace(phase, epochs=phase.epochs + sharpened + phase3.epochs)
         dead_tokens = stage.params(LatentConfig).dead_tokens
         start(stage, device)
         l0 = read_json(stage.input(f"models/l0/level{level}.json"))["l0"]

@@ -37,8 +37,7 @@ def main(flat: list[str]) -> None:
             ("test", "scored", config.score_tokens),
         ]
         for split, role, n in roles:
-            store = read_store(stage, split, device)
-            own = store.scored(slice(min(n, len(store)) // store.context * store.context))
+            own = read_store(stage, split, device).spread(n).scored(slice(None))
             offsets = own.activations.offsets.long().numpy()
             codes = interpretability_proxy.ngram_codes(tokens, offsets, len(vocabulary), config.longest)
             samples.append(record("rules, and the latents that have one", role, split, offsets))

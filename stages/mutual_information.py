@@ -34,10 +34,11 @@ def main() -> None:
         hsae, untrained = read_hsae(stage, device), read_untrained_hsae(stage, device)
         encoders = _encoders(stage, hsae, untrained, device)
         val, test = (read_store(stage, split, device) for split in ("val", "test"))
-        half = len(test) // (2 * test.context) * test.context
-        first, second = slice(min(config.tokens, half) // test.context * test.context), slice(half, 2 * half)
+        # Of each document the first half is for pairs, and of that again the first half chooses; the second for probes.
+        first, second = test.halves()
         classes = _classes(stage, val, test)
-        fit, pairs, score = val.scored(slice(None)), test.scored(first), test.scored(second)
+        of_pairs = first.spread(config.tokens).halves_in_turn()
+        fit, pairs, score = (own.scored(slice(None)) for own in (val, of_pairs, second))
         y_fit, labels, y_score = (classes[own.activations.offsets.numpy()] for own in (fit, pairs, score))
 
         x = pairs.x(slice(None))
@@ -45,7 +46,7 @@ def main() -> None:
         _, by_chance = _of_levels(untrained, x, labels, test.context, config, stream.of("untrained"))
 
         # One stream for all representations: they are compared on the same batches and draws of contexts.
-        probing, kept = stream.of("probes"), test.kept[second].view(-1, test.context).numpy()
+        probing, kept = stream.of("probes"), second.kept.view(-1, test.context).numpy()
         x_fit, x_score, y = fit.x(slice(None)), score.x(slice(None)), (y_fit, y_score)
         bounds = pd.concat(
             probes.compare(encode(x_fit), encode(x_score), *y, CONTEXT, kept, config.probe, probing)

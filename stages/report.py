@@ -54,9 +54,11 @@ def main(curves: list[str], controls: list[str]) -> None:
         tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"]
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         edges = pd.read_csv(stage.input("plots/edges.csv"))
-        latents = report.hierarchy(edges, h1, h2, test, tokens, vocabulary, settings)
+        total = report.encode(hsae, read_store(stage, "val", device))[1].double().sum(0)
+        latents = report.hierarchy(edges, total, h1, h2, test, tokens, vocabulary, settings)
         results = {name: read_json(stage.input(f"metrics/control/{name}.json")) for name in controls}
-        results["untrained"] = read_json(stage.input("metrics/hsae.json"))["untrained"]
+        untrained = read_json(stage.input("metrics/hsae.json"))["untrained"]
+        results["untrained"] = {**untrained, "recovered": untrained}
         figures = {
             "train_transformer": plots.loss_curve(pd.read_csv(stage.input("plots/train_transformer.csv"))),
             "dictionaries": plots.dictionaries(rows, "ce_recovered_mean", "loss recovered (mean ablation)"),

@@ -9,7 +9,7 @@ from torch import Tensor
 from hsae import pretrained, run
 from hsae.causal_lm import ModelConfig, Source
 from hsae.checkpoint import Checkpoints
-from hsae.data import context_starts, windows
+from hsae.data import windows
 from hsae.files import read_json, read_tensors, write_csv, write_json, write_tensors, write_text
 from hsae.gpt import GPT, GPTConfig
 from hsae.language_model import TrainedTransformer, TransformerConfig, cross_entropy, halves, train
@@ -27,7 +27,7 @@ def main() -> None:
         ranges, val = (torch.tensor(splits[name]) for name in ("train", "val"))
         vocabulary = read_json(stage.input("data/tokenizer.json"))["vocabulary"]
         context = source.context if source.source == Source.hf else config.context
-        choosing, scoring = halves(context_starts(val, context), config.eval_windows)
+        choosing, scoring = halves(val, context, config.eval_windows)
         stream = Stream(config.seed, "train_transformer")
         with stage.checkpoints() as folder:
             if source.source == Source.hf:

@@ -19,9 +19,9 @@ def read_flat(stage: Stage, name: str, device: torch.device) -> SAE:
     return variants.load(*read_tensors(stage.input(f"models/flat_baseline/{name}.safetensors"))).to(device)
 
 
-def read_untrained_hsae(stage: Stage, device: torch.device) -> HierarchicalSAE:
-    """The HSAE at its start, as sparse as the trained one."""
-    return hierarchical.load(*read_tensors(stage.input("models/untrained/hsae.safetensors"))).to(device)
+def read_untrained_hsae(stage: Stage, device: torch.device, name: str = "hsae") -> HierarchicalSAE:
+    """The HSAE at its start, as sparse as the trained one; or the other one, `other_hsae`."""
+    return hierarchical.load(*read_tensors(stage.input(f"models/untrained/{name}.safetensors"))).to(device)
 
 
 def read_untrained_flat(stage: Stage, kind: str, device: torch.device) -> SAE:

@@ -1,5 +1,6 @@
 """Autoencoders at their start, as sparse as the trained ones: what every evaluation scores by chance.
 
+There are two HSAEs, whose weights have nothing in common: which latents of the one does the other seem to find again?
 Arguments: the kinds of the flat ones, which are as wide as level 1.
 """
 
@@ -25,7 +26,10 @@ def main(kinds: list[str]) -> None:
         widths = dictionary.widths(train.d_in)
         l0s = tuple(read_json(stage.input(f"models/l0/level{level}.json"))["l0"] for level in (1, 2))
         x = train.x(slice(0, latents.init_tokens))
-        models = {"hsae": untrained.hierarchical(widths, l0s, train, beta2, latents, stream)}
+        models = {
+            "hsae": untrained.hierarchical(widths, l0s, train, beta2, latents, stream),
+            "other_hsae": untrained.hierarchical(widths, l0s, train, beta2, latents, stream.of("other")),
+        }
         models |= {kind: untrained.flat(kind, widths[0], l0s[0], x, stream.of(f"weights of {kind}")) for kind in kinds}
         for name, model in models.items():
             write_tensors(FOLDER / f"{name}.safetensors", model.state_dict(), model.header())

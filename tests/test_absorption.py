@@ -98,6 +98,16 @@ def test_a_concept_that_is_too_rare_is_left_out_and_the_mean_is_over_the_others(
     assert absorption.tidy(empty).empty
 
 
+def test_the_text_that_scores_has_no_say_in_which_concepts_there_are():
+    fit = on_features(features(0.05))
+    score = Labelled(fit.x, {"parent": np.zeros(N, dtype=bool)}, fit.contexts, fit.offsets)
+    result = absorption.measure({"own": dictionary(absorbing=True)}, fit, score, CONFIG, STREAM)
+    own = result["methods"]["own"]["concepts"]["parent"]
+    assert result["probes"]["parent"]["n"] == own["first_feature_f1"] == 0
+    assert own["recall"] is own["absorption"] is None
+    json.dumps(result, allow_nan=False)
+
+
 def test_the_mean_is_over_concepts_and_has_an_interval_of_its_own():
     data = on_features(features(0.05))
     both = {"parent": data.concepts["parent"], "third": features(0.05)[:, 2]}
@@ -169,17 +179,18 @@ def test_the_probe_finds_the_direction_of_a_feature():
 def test_tokens_are_labelled_by_their_place_in_the_corpus(store: Store):
     concepts = {"even": np.arange(1000) % 2 == 0}
     data = absorption.labelled(store, concepts, 100)
-    assert len(data.x) == 100
-    assert torch.equal(data.x, store.x(slice(0, 100)))
-    np.testing.assert_array_equal(data.concepts["even"], np.arange(10, 110) % 2 == 0)
-    assert data.offsets.tolist() == [*range(10, 110)]
-    assert np.bincount(data.contexts).tolist() == [store.context] * 16 + [4]
+    assert len(data.x) == 16 * store.context
+    rows = data.offsets - 10  # the store begins there
+    assert torch.equal(data.x, store.x(slice(None))[rows])
+    assert rows.tolist() == [*range(0, 12), *range(42, 66), *range(90, 150)], "of each document the same share"
+    np.testing.assert_array_equal(data.concepts["even"], data.offsets % 2 == 0)
+    assert np.bincount(data.contexts).tolist() == [store.context] * 16
 
 
 def test_masked_tokens_are_not_labelled_and_contexts_keep_the_others(store: Store, masked: Store):
     concepts = {"even": np.arange(1000) % 2 == 0}
     data, whole = (absorption.labelled(own, concepts, 100) for own in (masked, store))
-    kept = masked.kept[:100].numpy()
+    kept = np.arange(len(whole.x)) % store.context < store.context - 1
     assert torch.equal(data.x, whole.x[kept])
     np.testing.assert_array_equal(data.concepts["even"], whole.concepts["even"][kept])
     np.testing.assert_array_equal(data.contexts, whole.contexts[kept])
@@ -251,8 +262,8 @@ def test_main_latents_are_chosen_and_scored_on_other_tokens(store: Store):
     fit, score = (absorption.labelled(some, {}, 100) for some in (first, second))
     records = [record("main", "chosen", "val", fit.offsets), record("main", "scored", "test", score.offsets)]
     assert shared(records) == []
-    assert records[0]["runs"] == [[10, 109]]
-    assert records[1]["runs"] == [[130, 229]]
+    assert records[0]["runs"] == [[10, 39], [52, 93], [100, 123]]
+    assert records[1]["runs"] == [[130, 225]]
     one_split = [record("main", role, "test", fit.offsets) for role in ("chosen", "scored")]
     assert shared(one_split) == ["main"]
 

@@ -232,6 +232,50 @@ def test_a_store_of_what_is_scored_has_the_kept_rows_and_their_places(store: Sto
     assert whole.data_ptr() == store.activations.acts.data_ptr(), "without a mask nothing is copied"
 
 
+def documents_of(n_contexts: list[int]) -> Store:
+    """Contexts of two tokens; those of each document follow each other, and each row's activation is its number."""
+    n = 2 * sum(n_contexts)
+    rows = torch.arange(n)
+    documents = torch.arange(len(n_contexts)).repeat_interleave(2 * torch.tensor(n_contexts))
+    kept = rows != 1
+    acts = Activations(rows[:, None].float(), rows.int(), (rows % 2).int(), documents.int(), kept)
+    return Store(acts, Normalizer(torch.zeros(1), torch.tensor(1.0)), LAYER, 2)
+
+
+def contexts_of(store: Store) -> list[int]:
+    first = store.activations.acts[::2, 0].int()
+    assert store.activations.acts[:, 0].tolist() == [row for row in first.tolist() for row in (row, row + 1)]
+    return (first // 2).tolist()
+
+
+def test_a_part_of_a_store_has_the_same_share_of_every_document_in_whole_contexts():
+    store = documents_of([4, 2, 6])
+    assert contexts_of(store.spread(12)) == [0, 1, 4, 6, 7, 8]
+    assert contexts_of(store.spread(13)) == [0, 1, 4, 6, 7, 8]
+    assert contexts_of(store.spread(10**6)) == [*range(12)]
+    assert len(store.spread(1)) == 2
+    assert store.spread(12).kept.tolist() == [True, False] + 10 * [True]
+
+
+def test_the_halves_of_a_store_have_text_of_every_document_and_no_row_in_common():
+    store = documents_of([4, 2, 6])
+    first, second = store.halves()
+    assert (contexts_of(first), contexts_of(second)) == ([0, 1, 4, 6, 7, 8], [2, 3, 5, 9, 10, 11])
+    assert contexts_of(store.halves_in_turn()) == contexts_of(first) + contexts_of(second)
+
+
+@pytest.mark.parametrize("n_contexts", [[1, 1, 1, 1, 1], [3, 1, 5], [7], [1, 2]])
+def test_halves_are_equal_up_to_one_context_and_together_the_whole(n_contexts: list[int]):
+    first, second = (contexts_of(half) for half in documents_of(n_contexts).halves())
+    assert sorted(first + second) == [*range(sum(n_contexts))]
+    assert len(second) - len(first) == sum(n_contexts) % 2
+
+
+def test_one_context_cannot_be_halved():
+    with pytest.raises(ValueError, match="the number of contexts"):
+        documents_of([1]).halves()
+
+
 def test_positions_that_every_context_masks_are_sinks(store: Store):
     rows = store.activations
     kept = (rows.positions != 0) & ((rows.positions != 2) | (rows.offsets > 100))

@@ -3,7 +3,7 @@ from itertools import chain
 import pytest
 import torch
 
-from hsae.data import CharTokenizer, context_starts, random_starts, split, windows
+from hsae.data import CharTokenizer, context_starts, first_of_each, random_starts, split, windows
 
 
 @pytest.mark.parametrize("text", ["hello", "a\nb\tc ", "naïve — π", "😀a😀", "".join(map(chr, range(300)))])
@@ -141,3 +141,10 @@ def test_where_a_split_has_more_contexts_than_are_wanted_each_document_gives_its
         assert len(taken) == most
         assert set(taken.tolist()) <= set(whole.tolist())
     assert context_starts(ranges, 10, most=99).tolist() == whole.tolist()
+
+
+def test_every_document_gives_the_same_share_of_its_contexts_by_hand():
+    documents = torch.tensor([3, 3, 3, 3, 5, 5, 9, 9, 9, 9, 9, 9])
+    assert first_of_each(documents, 6).nonzero()[:, 0].tolist() == [0, 1, 4, 6, 7, 8]
+    assert first_of_each(documents, 99).all()
+    assert first_of_each(torch.arange(5), 2).tolist() == [False, False, True, False, True]

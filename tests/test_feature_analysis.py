@@ -13,7 +13,6 @@ from hsae.feature_analysis import (
     differences,
     headline,
     latent_frame,
-    taxonomy_ami,
 )  # fmt: skip
 from hsae.feature_clustering import Features, flat_features, hsae_features
 from hsae.files import read_json, write_json
@@ -36,7 +35,7 @@ def flat() -> Features:
 
 @pytest.fixture(scope="module")
 def analysis(hsae: Features) -> dict[str, Any]:
-    return analyse(hsae, planted()[1], CONFIG, STREAM)
+    return analyse(hsae, planted()[1], planted()[1], CONFIG, STREAM)
 
 
 def leaves(record: object) -> list[object]:
@@ -45,12 +44,16 @@ def leaves(record: object) -> list[object]:
 
 def test_an_analysis_can_be_written_and_repeats(analysis: dict[str, Any], hsae: Features, tmp_path: Path):
     write_json(tmp_path / "analysis.json", analysis)
-    assert read_json(tmp_path / "analysis.json") == analysis == analyse(hsae, planted()[1], CONFIG, STREAM)
+    assert (
+        read_json(tmp_path / "analysis.json") == analysis == analyse(hsae, planted()[1], planted()[1], CONFIG, STREAM)
+    )
 
 
 def test_it_says_how_many_latents_count(analysis: dict[str, Any]):
-    assert analysis["latents"]["living"] == analysis["latents"]["current_character"] == N_LATENTS - 2
-    assert analysis["latents"]["next_character"] == 0
+    latents = analysis["latents"]
+    assert latents["living"] == latents["current_character"]["value"] == N_LATENTS - 2
+    assert latents["current_character"]["shifted"]["mean"] < 1, "shifted, the text tells of no latent"
+    assert latents["next_character"]["value"] == 0
     assert analysis["partitions"]["groups_decoder"]["clusters"] == 6
     assert analysis["partitions"]["groups_decoder"]["largest"] == 7
 
@@ -142,14 +145,19 @@ def test_the_trees_are_cut_at_as_many_clusters_as_there_are_classes(compared: pd
 
 
 def test_the_headline_is_short_and_holds_numbers_of_the_analyses(
-    analysis: dict[str, Any], hsae: Features, flat: Features, compared: pd.DataFrame, tmp_path: Path
+    analysis: dict[str, Any], flat: Features, compared: pd.DataFrame, tmp_path: Path
 ):
-    analyses = {"hsae": analysis, "flat": analyse(flat, planted()[1], CONFIG, STREAM)}
-    chance = taxonomy_ami({"hsae": hsae, "flat": flat}, planted()[1], CONFIG)
-    found = headline(analyses, compared, chance)
+    analyses = {"hsae": analysis, "flat": analyse(flat, planted()[1], planted()[1], CONFIG, STREAM)}
+    found = headline(analyses, compared, analyses)
     write_json(tmp_path / "headline.json", found)
-    assert len(leaves(found)) <= 88
-    assert found["taxonomy_untrained"] == found["taxonomy"], "the same models here"
+    assert len(leaves(found)) <= 150
+    assert found["untrained"] == {name: found[name] for name in found["untrained"]}, "the same models here"
+    assert [*found["untrained"]] == ["latents", "taxonomy", "hsae", "flat"]
+    of_hsae = analysis["latents"]["current_character"]
+    assert found["latents"]["hsae"]["current_character"] == {
+        "value": of_hsae["value"],
+        "null": of_hsae["shifted"]["mean"],
+    }
     assert found["taxonomy"]["level2_by_decoder"]["current_character"] == pytest.approx(1)
     assert found["taxonomy"]["level2_by_decoder"]["next_character"] is None
     pair = found["differences"]["level2_by_coactivation_less_flat_by_coactivation"]["current_character"]

@@ -239,8 +239,9 @@ def test_what_a_parent_points_at_whatever_it_does_is_in_the_null_of_what_it_expl
 
 
 def test_what_chooses_and_what_is_scored_share_no_sample():
-    records = samples(np.arange(5), np.arange(3, 9))
+    records = samples(np.arange(5), np.arange(3, 9), "final")
     assert len(records) == 4
+    assert {(one["role"], one["split"]) for one in records} == {("chosen", "val"), ("scored", "final")}
     assert shared(records) == []
 
 
@@ -296,3 +297,11 @@ def test_numbers_repeat_and_draws_depend_on_the_stream():
     assert first == again
     assert first["groups_null"] != other["groups_null"]
     assert first["p_parent_given_child_decoder"] == other["p_parent_given_child_decoder"]
+
+
+def test_information_is_of_stretches_from_all_over_the_text(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hierarchy, "TOKENS", 6)
+    monkeypatch.setattr(hierarchy, "STRETCHES", 3)
+    assert hierarchy._stretches(12).tolist() == [0, 1, 4, 5, 8, 9]
+    assert hierarchy._stretches(7).tolist() == [0, 1, 2, 3, 4, 5]
+    assert hierarchy._stretches(5).tolist() == [0, 1, 2, 3, 4]

@@ -171,15 +171,29 @@ def test_nothing_is_learned_of_what_lies_between_documents():
 
 @pytest.mark.parametrize(("n_windows", "n", "sizes"), [(10, 3, 3), (10, 5, 5), (7, 5, 3), (2, 256, 1)])
 def test_the_halves_of_the_validation_split_share_no_context(n_windows: int, n: int, sizes: int):
-    starts = 8 * torch.arange(n_windows)
-    choosing, scoring = halves(starts, n)
-    assert torch.equal(torch.cat([choosing, scoring]), starts[: 2 * sizes])
+    choosing, scoring = halves(torch.tensor([[0, 8 * n_windows + 1]]), 8, n)
+    assert torch.equal(torch.cat([choosing, scoring]), 8 * torch.arange(2 * sizes))
     assert len(choosing) == len(scoring) == sizes
+
+
+def test_every_document_of_the_validation_split_chooses_weights_and_scores_them():
+    ranges = torch.tensor([[0, 33], [40, 89], [100, 117]])  # four, six and two contexts of eight
+    choosing, scoring = halves(ranges, 8, 99)
+    assert choosing.tolist() == [0, 8, 40, 48, 56, 100]
+    assert scoring.tolist() == [16, 24, 64, 72, 80, 108]
+    choosing, scoring = halves(ranges, 8, 3)
+    assert choosing.tolist() == [0, 40, 100]
+    assert scoring.tolist() == [8, 48, 56]
+
+
+def test_documents_of_one_context_are_dealt_in_turn():
+    choosing, scoring = halves(torch.tensor([[0, 9], [20, 29], [40, 49], [60, 69]]), 8, 99)
+    assert (choosing.tolist(), scoring.tolist()) == ([20, 60], [0, 40])
 
 
 def test_one_context_is_too_few_to_choose_and_to_score():
     with pytest.raises(ValueError, match=r"the validation split has one context; it needs two: raise `prepare_data"):
-        halves(torch.tensor([5]), 3)
+        halves(torch.tensor([[5, 20]]), 8, 3)
 
 
 @pytest.mark.parametrize("steps", [1, 20])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from hsae.latent_classes import LABELLINGS, Text, latent_classes
+from hsae.latent_classes import LABELLINGS, Text, held_out_shares, latent_classes
 
 ALPHABET = "\n Aab"
 LINE = "aab a\nAb b"  # what follows the last token is a line break
@@ -71,3 +71,21 @@ def test_a_silent_latent_has_no_class():
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match="`by` must be information or share; not 'lift'"):
         latent_classes(acts(ONLY_A), text(), "lift", 0.5)
+
+
+def test_the_share_of_a_class_is_of_other_tokens_than_those_that_chose_it():
+    # On the tokens that choose, the first two stand for a; on the others, a has 3 of 4.5, and nothing.
+    chosen = acts(ONLY_A, ONLY_A, SILENT, ONLY_A)
+    on_blanks = [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    found = held_out_shares((chosen, text()), (acts(MIXED, on_blanks, ONLY_A, SILENT), text()))
+    assert list(found) == LABELLINGS
+    np.testing.assert_allclose(found["current_character"], [3 / 4.5, 0, 0, 0])
+    np.testing.assert_allclose(found["current_kind"], [1, 0, 0, 0])
+
+
+def test_a_part_and_a_shift_of_a_text_keep_its_vocabulary():
+    part = text().part(slice(2, 4))
+    assert [part.vocabulary[token] for token in part.current] == ["b", " "]
+    assert [part.vocabulary[token] for token in part.following] == [" ", "a"]
+    shifted = text().shifted(1)
+    assert "".join(ALPHABET[token] for token in shifted.current) == "b" + LINE[:-1]

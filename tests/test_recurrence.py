@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 import torch
 
-from hsae import variants
+from hsae import untrained, variants
 from hsae.activations import Activations, Normalizer, Store
+from hsae.dictionary import Activation, LatentConfig, Start
 from hsae.hierarchical import HierarchicalSAE
 from hsae.recurrence import recurrence, summarize
 from hsae.streams import Stream
+from tests.rows import Rows
 
 STREAM = Stream(0, "test")
 
@@ -113,3 +115,19 @@ def test_summary_by_hand():
         "level1": {"cosine": pytest.approx(0.6), "null": 0.2, "recurs": 0.5, "recurs_null": 0},
         "level2": {"cosine": 0.9, "null": 0.2, "recurs": 0.5, "recurs_null": 0},
     }
+
+
+def test_untrained_levels_are_found_again_no_more_often_than_random_directions():
+    x = torch.randn(2000, 16, generator=torch.Generator().manual_seed(5))
+    places = torch.arange(2000)
+    store = Store(
+        Activations(x, places, places, places, places >= 0), Normalizer(torch.zeros(16), torch.tensor(1.0)), 0, 10
+    )
+    latents = LatentConfig(Activation.jumprelu, k1=4, k2=3, dead_tokens=0, init_level2=Start.random, init_tokens=1000)
+    own, other = (
+        untrained.hierarchical((48, 12), (4.0, 3.0), Rows(x), 0.1, latents, STREAM.of(name)) for name in ("a", "b")
+    )
+    found = summarize(recurrence(own, other, store, STREAM))
+    for level in found.values():
+        assert level["cosine"] < level["null"] + 0.1
+        assert level["recurs"] <= level["recurs_null"] + 0.1

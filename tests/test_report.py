@@ -97,11 +97,12 @@ EDGES = pd.DataFrame(
 )
 
 
-def trees(letters: Store) -> list[Latent]:
+def trees(letters: Store, total: torch.Tensor | None = None) -> list[Latent]:
     h2 = torch.stack([planted({5: 1.0, 6: 1.0}), planted({30: 9.0}), planted({7: 0.5})], dim=1)
     h1 = torch.zeros(len(letters), 5)
     h1[17, 3] = 1.0
-    return hierarchy(EDGES, h1, h2, letters, TOKENS, ALPHABET, CONFIG)
+    total = torch.tensor([2.0, 9.0, 0.5]) if total is None else total
+    return hierarchy(EDGES, total, h1, h2, letters, TOKENS, ALPHABET, CONFIG)
 
 
 def test_parents_are_those_of_most_activation_and_children_those_of_most_weight(letters: Store):
@@ -114,6 +115,12 @@ def test_parents_are_those_of_most_activation_and_children_those_of_most_weight(
     assert found[0].children[0].density == pytest.approx(1 / 60)
     assert [snippet.offset for snippet in found[0].children[0].snippets] == [FIRST + 14]
     assert found[0].edge is None
+
+
+def test_what_is_shown_of_latents_does_not_choose_them(letters: Store):
+    found = trees(letters, total=torch.tensor([2.0, 1.0, 3.0]))
+    assert [latent.name for latent in found] == ["level 2, latent 2", "level 2, latent 0"]
+    assert found[0].density == pytest.approx(1 / 60)
 
 
 def test_a_label_is_the_strongest_snippet_up_to_its_peak(letters: Store):

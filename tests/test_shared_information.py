@@ -156,6 +156,36 @@ def test_children_of_shuffled_tokens_are_not_found():
     assert found["parents_with_child"] == 0
 
 
+def test_the_half_that_is_measured_has_no_say_in_what_counts():
+    h1, h2, W_dec = hierarchy()
+    x, y = both(h1, h2)
+    before = examine(x, y, W_dec, 10, CONFIG, STREAM)
+    x[N // 2 :, 0], y[N // 2 :, 1] = 0, 0  # silent from there on
+    y[N // 2 :, 3] = 1  # active there alone
+    found = examine(x, y, W_dec, 10, CONFIG, STREAM)
+    for name in ("alive", "alive_children", "strongest", "screened"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(before, name))
+    assert found.tested[["parent", "child"]].equals(before.tested[["parent", "child"]])
+    silent = found.tested.query("parent == 1 or child == 0")
+    assert (silent["p"] == 1).all()
+    np.testing.assert_allclose(silent["u"], 0, atol=1e-12)
+    assert summarize(found, 0.01)["live_parents"] == 3
+    json.dumps(summarize(found, 0.01), allow_nan=False)
+    assert np.isfinite(conditional_entropy_shares(x, y, found, 2)).all()
+
+
+def test_a_latent_that_is_silent_where_labels_are_tested_tells_nothing_of_any():
+    labels = (np.random.default_rng(3).random((N, 1)) < 0.3).astype(np.int8)
+    latents = np.concatenate([labels, labels, np.zeros_like(labels)], 1)
+    latents[N // 2 :, 1] = 0
+    latents[N // 2 :, 2] = 1  # active there alone
+    tested = label_information(latents, labels, ["a"], 10, CONFIG, STREAM)
+    assert tested["latent"].tolist() == [0, 1]
+    assert tested["u"].to_numpy() == pytest.approx([1, 0], abs=0.01)
+    assert tested["p"][1] == 1
+    assert summarize_labels(tested, 0.01)["significant"] == 0.5
+
+
 def test_a_dead_level_has_a_summary_that_can_be_written():
     silent = np.zeros((400, 2), np.int8)
     levels = examine(silent, silent, np.ones((2, 2)), 10, CONFIG, STREAM)

@@ -567,6 +567,7 @@ def test_the_models_of_the_comparison_are_outputs_of_the_pipeline():
     flat = pipeline["vars"][0]["flat"]
     assert {*committed.models.values()} <= {
         "models/phase3.safetensors",
+        "models/untrained/hsae.safetensors",
         *(f"models/flat_baseline/{name}.safetensors" for name in flat),
     }
 
