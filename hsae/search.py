@@ -215,12 +215,9 @@ def read(done: Path, fingerprint: Callable[[Run], str]) -> tuple[dict[str, dict[
         try:
             one = json.loads(line)
             run = Run(*(one[key] for key in Run._fields))
-            current = one["fingerprint"] == fingerprint(run)
-        except (ValueError, KeyError):
-            current = False
-        if current:
+            check("fingerprint", one["fingerprint"], "that of now", one["fingerprint"] == fingerprint(run))
             found[run.name] = one
-        else:
+        except (ValueError, KeyError):
             n_stale += 1
     return found, n_stale
 
