@@ -231,8 +231,10 @@ def summarize(search: Search, found: dict[str, dict[str, Any]]) -> dict[str, Any
             runs = [run for run in search.runs() if (run.kind, run.setting) == (kind, setting)]
             if all(run.name in found for run in runs):
                 scores = pd.DataFrame([found[run.name] for run in runs])
-                by_difficulty = scores.groupby("difficulty", sort=False)[list(KEPT)].mean().to_dict("index")
-                settings.append({"setting": setting, **scores[list(KEPT)].mean().to_dict(), **by_difficulty})
+                means = {name: scores[name].mean() for name in KEPT}
+                parts = scores.groupby("difficulty", sort=False)
+                by_difficulty = {of: {name: part[name].mean() for name in KEPT} for of, part in parts}
+                settings.append({"setting": setting, **means, **by_difficulty})
         best = max(settings, key=lambda one: (one[DECIDES], one[THEN])) if settings else None
         kinds[kind] = {"chosen": best and best["setting"], "settings": settings}
     return {"tried": search.tried, "kinds": kinds}
