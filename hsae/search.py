@@ -129,7 +129,8 @@ def code_of(module: Path) -> str:
     found: dict[str, str] = {}
     new = [module]
     while new:
-        if (file := new.pop()).name in found:
+        file = new.pop()
+        if (path := file.relative_to(HERE.parent).as_posix()) in found:
             continue
         tree, names = ast.parse(file.read_text(encoding="utf-8")), list[str]()
         for node in ast.walk(tree):
@@ -137,9 +138,9 @@ def code_of(module: Path) -> str:
                 names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 node.value.value = None  # a docstring
-        found[file.name] = ast.dump(tree)
-        paths = [HERE.parent / f"{name.replace('.', '/')}.py" for name in names if name.startswith("hsae.")]
-        new += [path for path in paths if path.is_file()]
+        found[path] = ast.dump(tree)
+        files = [HERE.parent / f"{name.replace('.', '/')}.py" for name in names if name.startswith("hsae.")]
+        new += [own for own in files if own.is_file()]
     kernels = {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.cpp")}
     return hashlib.sha256(json.dumps(found | kernels, sort_keys=True).encode()).hexdigest()
 
