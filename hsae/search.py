@@ -129,7 +129,8 @@ def code_of(module: Path) -> str:
     found: dict[str, str] = {}
     new = [module]
     while new:
-        if (file := new.pop()).name in found:
+        file = new.pop()
+        if (path := file.relative_to(HERE.parent).as_posix()) in found:
             continue
         tree, names = ast.parse(file.read_text(encoding="utf-8")), list[str]()
         for node in ast.walk(tree):
@@ -137,9 +138,9 @@ def code_of(module: Path) -> str:
                 names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 node.value.value = None  # a docstring
-        found[file.name] = ast.dump(tree)
-        paths = [HERE.parent / f"{name.replace('.', '/')}.py" for name in names if name.startswith("hsae.")]
-        new += [path for path in paths if path.is_file()]
+        found[path] = ast.dump(tree)
+        files = [HERE.parent / f"{name.replace('.', '/')}.py" for name in names if name.startswith("hsae.")]
+        new += [own for own in files if own.is_file()]
     kernels = {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.cpp")}
     return hashlib.sha256(json.dumps(found | kernels, sort_keys=True).encode()).hexdigest()
 
@@ -215,12 +216,9 @@ def read(done: Path, fingerprint: Callable[[Run], str]) -> tuple[dict[str, dict[
         try:
             one = json.loads(line)
             run = Run(*(one[key] for key in Run._fields))
-            current = one["fingerprint"] == fingerprint(run)
-        except (ValueError, KeyError):
-            current = False
-        if current:
+            check("fingerprint", one["fingerprint"], "that of now", one["fingerprint"] == fingerprint(run))
             found[run.name] = one
-        else:
+        except (ValueError, KeyError):
             n_stale += 1
     return found, n_stale
 
@@ -234,8 +232,10 @@ def summarize(search: Search, found: dict[str, dict[str, Any]]) -> dict[str, Any
             runs = [run for run in search.runs() if (run.kind, run.setting) == (kind, setting)]
             if all(run.name in found for run in runs):
                 scores = pd.DataFrame([found[run.name] for run in runs])
-                by_difficulty = scores.groupby("difficulty", sort=False)[list(KEPT)].mean().to_dict("index")
-                settings.append({"setting": setting, **scores[list(KEPT)].mean().to_dict(), **by_difficulty})
+                means = {name: scores[name].mean() for name in KEPT}
+                parts = scores.groupby("difficulty", sort=False)
+                by_difficulty = {of: {name: part[name].mean() for name in KEPT} for of, part in parts}
+                settings.append({"setting": setting, **means, **by_difficulty})
         best = max(settings, key=lambda one: (one[DECIDES], one[THEN])) if settings else None
         kinds[kind] = {"chosen": best and best["setting"], "settings": settings}
     return {"tried": search.tried, "kinds": kinds}

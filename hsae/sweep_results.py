@@ -158,7 +158,8 @@ def differences(sweep: AnySweep, frame: pd.DataFrame, metrics: list[str]) -> pd.
     methods differ.
     """
     if isinstance(sweep, GroundTruth):
-        frame = frame[~(frame["condition"].isin(NO_METHODS) | frame["condition"].str.startswith(UNTRAINED))]
+        names = frame["condition"]
+        frame = pd.DataFrame(frame.loc[~(names.isin(NO_METHODS) | names.str.startswith(UNTRAINED))])
     comparisons = compare(frame, metrics, sweep.reference)
     if not isinstance(sweep, Controls) or comparisons.empty:
         return comparisons

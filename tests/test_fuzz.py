@@ -127,7 +127,7 @@ def vars_of(schema: type) -> set[str]:
 @example("null")
 @example("a: \x00")
 def test_params_yaml_is_a_mapping_or_refused(text: str):
-    found = accept_or_refuse(lambda: config._mapping(config.PARAMS, text, config._with_numbers))
+    found = accept_or_refuse(lambda: config._mapping(config.PARAMS, text, config._exact))
     assert found is None or isinstance(found, dict)
     if found is not None:
         with pytest.MonkeyPatch.context() as patch:

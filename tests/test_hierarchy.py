@@ -239,7 +239,7 @@ def test_what_a_parent_points_at_whatever_it_does_is_in_the_null_of_what_it_expl
 
 
 def test_what_chooses_and_what_is_scored_share_no_sample():
-    records = samples(np.arange(5), np.arange(3, 9), "final")
+    records = samples(np.arange(5), np.arange(5, 9), "final")
     assert len(records) == 4
     assert {(one["role"], one["split"]) for one in records} == {("chosen", "val"), ("scored", "final")}
     assert shared(records) == []
