@@ -54,13 +54,8 @@ def _levels(model: HierarchicalSAE) -> dict[str, Callable[[Tensor], Reconstructi
 
 def _hierarchy(model: HierarchicalSAE, val: Store, scored: Store, stream: Stream) -> dict[str, float | None]:
     """What the graph on a split is like, with parents that the validation split chose."""
-<<<<<<< HEAD
-    chosen, measured = (graph.measure(model, store.batches()) for store in (val, scored))
-    return hierarchy.summarize(chosen, measured, model.level1.W_dec, scored.context, stream)
-=======
     by_val, by_scored = (graph.measure(model, store.batches()) for store in (val, scored))
     return hierarchy.summarize(by_val, by_scored, model.level1.W_dec, scored.context, stream)
->>>>>>> evals2
 
 
 if __name__ == "__main__":

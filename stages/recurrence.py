@@ -19,13 +19,8 @@ def main() -> None:
         other = hierarchical.load(*read_tensors(stage.input("models/control/trained.safetensors"))).to(device)
         val = read_store(stage, "val", device)  # says which latents live
         table = recurrence.recurrence(read_hsae(stage, device), other, val, stream.of("nulls"))
-<<<<<<< HEAD
-        one, another = (read_untrained_hsae(stage, device, name) for name in ("hsae", "other_hsae"))
-        by_chance = recurrence.recurrence(one, another, val, stream.of("nulls of the untrained"))
-=======
         before, other_before = (read_untrained_hsae(stage, device, name) for name in ("hsae", "other_hsae"))
         by_chance = recurrence.recurrence(before, other_before, val, stream.of("nulls of the untrained"))
->>>>>>> evals2
         found = {**recurrence.summarize(table), "untrained": recurrence.summarize(by_chance)}
         write_json(Path("metrics/recurrence.json"), found)
         write_csv(Path("plots/recurrence.csv"), table)
