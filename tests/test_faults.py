@@ -34,6 +34,7 @@ from stages import (
     prepare_data,
     score_study,
     train_transformer,
+    untrained,
 )
 from tests.project import ROOT, TINY
 
@@ -44,6 +45,7 @@ PIPELINE = {
     "phase1": phase1.main,
     "phase2": phase2.main,
     "phase3": phase3.main,
+    "untrained": lambda: untrained.main(["topk"]),
     "flat_baseline/topk": lambda: flat_baseline.main("topk", "topk", 1),
     "clustering_baseline/kmeans": lambda: clustering_baseline.main("kmeans"),
     "evaluate_hsae": evaluate_hsae.main,

@@ -52,7 +52,7 @@ def test_beta_is_steered_until_as_many_latents_are_active_as_the_target_says(
     terms = flat.SteeredGradients(model, target)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     l0 = []
-    for _ in range(900):
+    for _ in range(1500):
         terms(x)
         optimizer.step()
         model.constrain()

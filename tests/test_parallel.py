@@ -62,23 +62,23 @@ def train_flat(kind: str, dtype: torch.dtype, seed: int) -> tuple[Curve, nn.Modu
     model = level1(kind, seed)
     bury(model.to(dtype))
     steered = flat.SteeredGradients(model, 4.0)
-    return fit(kind, model, data(dtype), steered, PHASE, Stream(seed, "test"), LATENTS.dead_tokens), model
+    return fit(kind, model, data(dtype), steered, PHASE, Stream(seed + 1, "test"), LATENTS.dead_tokens), model
 
 
 def train_level1(kind: str, dtype: torch.dtype, seed: int) -> tuple[Curve, nn.Module]:
     model = level1(kind, seed)
     bury(model.to(dtype))
-    return phase1(model, data(dtype), C, PHASE, SHARPENING, LATENTS.dead_tokens, Stream(seed, "test")), model
+    return phase1(model, data(dtype), C, PHASE, SHARPENING, LATENTS.dead_tokens, Stream(seed + 1, "test")), model
 
 
 def train_both(kind: str, learns1: bool, dtype: torch.dtype, seed: int) -> tuple[Curve, nn.Module]:
     latents = LatentConfig(**{**vars(LATENTS), "activation": Activation(kind)})
     model = curriculum.stack(
-        level1(kind, seed), WIDTHS[1], data(torch.float32), C.beta2, latents, Stream(seed, "test")
+        level1(kind, seed), WIDTHS[1], data(torch.float32), C.beta2, latents, Stream(seed + 1, "test")
     ).to(dtype)
     bury(model.level2)
     train = curriculum.phase3 if learns1 else curriculum.train_level2
-    return train(model, data(dtype), C, PHASE, LATENTS.dead_tokens, Stream(seed, "test")), model
+    return train(model, data(dtype), C, PHASE, LATENTS.dead_tokens, Stream(seed + 1, "test")), model
 
 
 CASES: dict[str, Callable[[torch.dtype, int], tuple[Curve, nn.Module]]] = {

@@ -135,7 +135,7 @@ def test_dvc_records_the_processes_and_torchrun_comes_to_the_same_bytes(project:
 
 def test_activations_extracted_by_two_processes_are_those_of_one(project: Project):
     expected = project.digests("data/activations")
-    assert len(expected) == 5  # two blocks and their plan
+    assert len(expected) == 6  # two blocks, their plan, and three splits
     shutil.rmtree(project.path / "data/activations")
     project.set_params({"processes": 1})
     project.run("python", "-m", "stages.extract_activations")

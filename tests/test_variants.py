@@ -230,7 +230,7 @@ def trained(kind: str, dead_tokens: int, epochs: int) -> tuple[SAE, torch.Tensor
         return {"error": model.error(batch, out), "sparsity": model.sparsity(out, 16)}
 
     phase = Phase(epochs, 256, 3e-3, 0.3, 0.0)
-    curve = fit("phase1", model, Rows(x), Autograd(model, objective), phase, Stream(0, "test"), dead_tokens)
+    curve = fit("phase1", model, Rows(x), Autograd(model, objective), phase, Stream(2, "test"), dead_tokens)
     return model, x, curve
 
 
