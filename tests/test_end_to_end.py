@@ -185,8 +185,7 @@ def test_changing_beta2_reruns_only_what_depends_on_it_and_shows_in_the_diffs(pr
     after = project.digests("models/l0")
     # Rivals are matched with a level's L0 in whole latents, and train again only where that has changed.
     changed = [level for level in RIVALS if before[f"models/l0/{level}.json"] != after[f"models/l0/{level}.json"]]
-    rerun = {"phase2", "phase3", "evaluate_hsae", "evaluate"}.union(*(RIVALS[level] for level in changed))
-    rerun |= {"untrained"} if changed else set()  # as sparse as the trained ones
+    rerun = {"phase2", "phase3", "untrained", "evaluate_hsae", "evaluate"}.union(*(RIVALS[level] for level in changed))
     assert stages_run(output) == rerun
     # What is left: all that depends on beta2, or on what has changed, and nothing else. (score_study depends on the
     # trials alone, which are still to be made.)
