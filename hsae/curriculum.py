@@ -40,7 +40,7 @@ def stack(
     if latents.init_level2 == Start.data:
         level2.init_from_data(level1.encode(x))
     elif latents.init_level2 == Start.families:
-        families.start(level2, level1.encode(x))
+        families.start(level2, level1.encode(x), level1.W_dec)
     return model
 
 

@@ -180,7 +180,7 @@ def draw(config: GroundTruthConfig, stream: Stream) -> Drawn:
 def records(config: GroundTruthConfig, stream: Stream) -> list[Record]:
     """What is chosen and scored on which samples."""
     rows = np.arange(config.test_samples)
-    chosen = ("latents of features, by activation", "latents of roots", "matching of children", "best reading")
+    chosen = ("latents of features, by activation", "latents of level 2", "matching of children", "best reading")
     return [
         *(record(what, "chosen", CHOOSING, rows, stream.of(CHOOSING)) for what in chosen),
         *(record(what, "scored", SCORING, rows, stream.of(SCORING)) for what in chosen),

@@ -117,10 +117,14 @@ class Inputs:
     section: dict[str, Any]
     difficulties: dict[str, Setting]
     code: str
+    searched: list[str]
+    """Keys of the section that the search is for: a run that does not set them does not depend on them."""
 
     def fingerprint(self, run: Run) -> str:
         """The same for the same parameters and the same code. Raises ValueError for a run that there cannot be."""
-        told = json.dumps([run.section(self.section, self.difficulties), self.code], sort_keys=True)
+        section = run.section(self.section, self.difficulties)
+        unused = {key: None for key in self.searched if key not in run.setting}
+        told = json.dumps([overridden(section, unused), self.code], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -271,7 +275,7 @@ def read_inputs() -> tuple[Search, Inputs]:
     found: Search = _value("search.yaml", Search, search)
     for run in found.runs():
         run.overrides(difficulties)
-    return found, Inputs(section, difficulties, code_of(Path(__file__)))
+    return found, Inputs(section, difficulties, code_of(Path(__file__)), list(found.grids["hsae"]))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ SEARCH = Search({"plain": [0], "crowded": [1]}, {"plain": [0, 1], "crowded": [0,
 INPUTS = search.read_inputs()[1]
 
 
-def test_the_committed_search_has_24_settings_of_every_kind_that_all_are_taken():
+def test_the_committed_search_has_8_settings_of_every_kind_that_all_are_taken():
     committed, inputs = search.read_inputs()
     assert ALONE not in committed.grids
-    assert {len(committed.settings(kind)) for kind in committed.grids} == {24}
-    assert len(committed.runs()) == 7 * 24 * 3
+    assert {len(committed.settings(kind)) for kind in committed.grids} == {8}
+    assert len(committed.runs()) == 7 * 8 * 3
     assert len({run.name for run in committed.runs()}) == len(committed.runs())
     for run in (run for run in committed.runs() if run.difficulty != "hard"):
         section = run.section(inputs.section, inputs.difficulties)
@@ -153,21 +154,30 @@ def test_lines_of_other_parameters_or_code_are_stale_and_half_written_ones_too(t
     assert left(INPUTS) == ([run.name], 3)
 
     def changed(**values: Any) -> Inputs:
-        return Inputs(overridden(INPUTS.section, values), INPUTS.difficulties, INPUTS.code)
+        return replace(INPUTS, section=overridden(INPUTS.section, values))
 
     assert left(changed(d_sae1=32)) == ([], 4)
-    assert left(Inputs(INPUTS.section, INPUTS.difficulties, "other")) == ([], 4)
-    assert left(Inputs(INPUTS.section, {**INPUTS.difficulties, "plain": {"data.d_in": 32}}, INPUTS.code)) == ([], 4)
+    assert left(changed(**{"phase1.epochs": 1})) == ([], 4)
+    assert left(replace(INPUTS, code="other")) == ([], 4)
+    others = {**INPUTS.difficulties, "plain": {"data.d_in": 32}}
+    assert left(replace(INPUTS, difficulties=others)) == ([], 4)
     # What the run does not use: rivals, and settings that are not its own.
     assert left(changed(rivals=["relu"], **{"rival_settings.relu.lr": 9.0})) == ([run.name], 3)
     assert left(changed(**{"rival_settings.topk.lr": 9.0})) == ([run.name], 3), "the run's setting stands for it"
+    assert left(changed(start_l0=9.0, **{"phase1.lr": 9.0})) == ([run.name], 3), (
+        "those are the HSAE's, who searches them"
+    )
+    of_hsae = Run(TRIED, "hsae", {"start_l0": 2.0}, "plain", 0)
+    rates = [changed(**{"phase1.lr": rate}) for rate in (1.0, 9.0)]
+    assert len({inputs.fingerprint(of_hsae) for inputs in [*rates, changed(start_l0=9.0)]}) == 1
+    assert len({replace(inputs, searched=["start_l0"]).fingerprint(of_hsae) for inputs in rates}) == 2
 
 
 def tiny_inputs() -> tuple[Search, Inputs]:
     section = OmegaConf.merge(INPUTS.section, TINY["synthetic"])
     values: dict[str, Any] = OmegaConf.to_container(section)  # pyright: ignore[reportAssignmentType]
     tiny = {"d_sae1": 32, "d_sae2": 96, "phase2": {**values["phase2"], "epochs": 0.1}}
-    return Search({"plain": [0]}, {"plain": [0, 1]}, GRIDS), Inputs({**values, **tiny}, DIFFICULTIES, "code")
+    return Search({"plain": [0]}, {"plain": [0, 1]}, GRIDS), Inputs({**values, **tiny}, DIFFICULTIES, "code", [])
 
 
 def in_process(label: str, n: int) -> Any:
