@@ -64,9 +64,10 @@ def clearly_active(acts: Float[Tensor, "token latent"]) -> Bool[Tensor, "token l
 def start(model: SAE, acts: Float[Tensor, "token d_in"], directions: Float[Tensor, "d_in d"]) -> None:
     """Give each latent of `model`, which reads `acts` of latents with these decoder rows, a family to stand for.
 
-    The families come in the order of their sum of squares. The encoder reads the root and, as far as they are active
-    without it, those that hold it, at the root's size. A decoder row is the mean of the family's activations where what
-    is read is clearly there; what is read is then scaled to give them back best. Where there are fewer families than
+    The families come in the order of their sum of squares. The encoder reads the root, and those of its family that it
+    holds itself, weighted by 1 - `contained` and brought to its size: little of a child that is active with it, nearly
+    all of one that has absorbed it. A decoder row is the mean of the family's activations where what is read is clearly
+    there; what is read is then scaled to give them back best. Where there are fewer families than
     latents, the others are silent, and must not be revived (`LatentConfig.dead_tokens_later`): what they learn instead
     lowers the error, and takes the families apart. Raises ValueError if there are fewer tokens than latents.
     """

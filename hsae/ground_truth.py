@@ -5,8 +5,9 @@ is read off afterwards (hsae/ground_truth_scores.py).
 
 All methods are told the truth's sparsity, and none is told another's: the mean number of features that fire in a
 training sample, for level 1 and all flat autoencoders, and that of roots, for level 2. Clusterings and matrix
-factorisations get the same two numbers. Level 1 and the flat kinds that have a penalty are steered to the first, TopK
-kinds have it rounded. The price of an active level-2 latent is fixed (`coefficients.beta2`): its L0 follows from it.
+factorisations get the same two numbers. Level 1 and the flat kinds that have a penalty are steered to the first, which
+they miss by a little (the score `l0` says by how much); TopK kinds have it rounded. The price of an active level-2
+latent is fixed (`coefficients.beta2`): its L0 follows from it.
 """
 
 from collections.abc import Callable, Iterable
@@ -60,8 +61,8 @@ class GroundTruthConfig:
     The TopK kinds have the true one throughout. As many samples choose (`ground_truth_scores`) as score.
 
     The `rivals` are as wide as level 1, and flat autoencoders among them train for as many epochs as all phases of the
-    HSAE together, by the batches and rates of `rival_settings`; each kind's were chosen by a search of the same size
-    (hsae/search.py). So long trains `level1_alone`, too: the HSAE's level 1, by the settings of phase 1. Clusterings
+    HSAE together, by the batches and rates of `rival_settings`; each kind's are the best of as many (hsae/search.py).
+    So long trains `level1_alone`, too: the HSAE's level 1, by the settings of phase 1. Clusterings
     and matrix factorisations have widths and L0s as in the pipeline (hsae/clustering.py, hsae/clusters.py).
     """
 
@@ -109,7 +110,7 @@ class GroundTruthConfig:
     @property
     def methods(self) -> list[str]:
         """All that is scored: the HSAE, its rivals, and what they and random directions score untrained."""
-        of_chance = [f"{UNTRAINED}{name}" for name in ("hsae", *self.flat_rivals)]
+        of_chance = [f"{UNTRAINED}{name}" for name in dict.fromkeys(["hsae", self.activation.name, *self.flat_rivals])]
         return ["hsae", ALONE, *self.rivals, *of_chance, RANDOM]
 
     def latents(self, l0s: tuple[float, float]) -> LatentConfig:

@@ -200,7 +200,10 @@ def score(fit: Part, test: Part, config: ProxyConfig, vocabulary: Sequence[str],
 
 
 def summarize(table: pd.DataFrame, stream: Stream) -> dict[str, Any]:
-    """method -> number of latents, and mean of each proxy over latents with its 95% bootstrap interval."""
+    """method -> number of latents, and mean of each proxy over the n latents that have it, with its 95% interval.
+
+    The interval is a bootstrap's. A latent that is seldom strongly active has no intruder to be found.
+    """
     check("methods", table["method"].unique().tolist(), "at least one", len(table) > 0)
     result: dict[str, Any] = {}
     for method, rows in table.groupby("method", sort=False):
@@ -208,7 +211,8 @@ def summarize(table: pd.DataFrame, stream: Stream) -> dict[str, Any]:
         for proxy in ("proxy_f1", "proxy_f1_null", "proxy_intruder"):
             values = rows[proxy].dropna().to_numpy(float)
             interval = list(bootstrap_interval(values, stream.of(method, proxy))) if len(values) > 1 else None
-            own[proxy] = {"mean": float(values.mean()) if len(values) else None, "interval": interval}
+            mean = float(values.mean()) if len(values) else None
+            own[proxy] = {"mean": mean, "interval": interval, "n": len(values)}
         lengths = rows["length"].value_counts(normalize=True).sort_index()
         result[str(method)] = {**own, "length": {str(key): float(value) for key, value in lengths.items()}}
     return result

@@ -40,6 +40,7 @@ DONE, RESULT = Path("metrics/search.jsonl"), Path("metrics/search.json")
 TRIED, CHOSEN = "tried", "chosen"
 DECIDES, THEN = "edge_ap", "mcc"
 KEPT = (DECIDES, THEN, "l0")
+OF_HSAE = ("start_l0", "phase1.batch_size", "phase1.lr")  # keys of the section on which no other kind depends
 
 
 @dataclass
@@ -53,6 +54,8 @@ class Search:
     def __post_init__(self) -> None:
         sizes = {kind: len(self.settings(kind)) for kind in self.grids}
         check("grids", sizes, "of as many settings for each kind", len(set(sizes.values())) == 1)
+        keys = list(self.grids.get("hsae", {}))
+        check("grids.hsae", keys, f"of the keys {', '.join(OF_HSAE)}", set(keys) <= {*OF_HSAE})
 
     def settings(self, kind: str) -> list[Setting]:
         """All combinations of a kind's values."""
@@ -117,13 +120,11 @@ class Inputs:
     section: dict[str, Any]
     difficulties: dict[str, Setting]
     code: str
-    searched: list[str]
-    """Keys of the section that the search is for: a run that does not set them does not depend on them."""
 
     def fingerprint(self, run: Run) -> str:
         """The same for the same parameters and the same code. Raises ValueError for a run that there cannot be."""
         section = run.section(self.section, self.difficulties)
-        unused = {key: None for key in self.searched if key not in run.setting}
+        unused = {key: None for key in OF_HSAE if key not in run.setting}
         told = json.dumps([overridden(section, unused), self.code], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
@@ -275,7 +276,7 @@ def read_inputs() -> tuple[Search, Inputs]:
     found: Search = _value("search.yaml", Search, search)
     for run in found.runs():
         run.overrides(difficulties)
-    return found, Inputs(section, difficulties, code_of(Path(__file__)), list(found.grids["hsae"]))
+    return found, Inputs(section, difficulties, code_of(Path(__file__)))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -297,9 +297,10 @@ def summarize_labels(tested: pd.DataFrame, fdr: float) -> dict[str, float | None
     }
 
 
-def common_classes(labels: Int[ndarray, " token"]) -> Int8[ndarray, " token"]:
-    """Classes numbered anew, the most frequent first; of more than 127 classes the rarest become one."""
-    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+def common_classes(labels: Int[ndarray, " token"], choosing: Int[ndarray, " other"]) -> Int8[ndarray, " token"]:
+    """Classes numbered anew, the most frequent of `choosing` first; of more than 127 classes the rarest become one."""
+    classes, inverse = np.unique(labels, return_inverse=True)
+    counts = np.bincount(np.searchsorted(classes, choosing[np.isin(choosing, classes)]), minlength=len(classes))
     rank = np.argsort(np.argsort(-counts, kind="stable"))
     return np.minimum(rank, MOST_CLASSES - 1).astype(np.int8)[inverse]
 

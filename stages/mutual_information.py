@@ -97,13 +97,16 @@ def _of_levels(
     }
 
 
-def _classes(stage: run.Stage, *splits: Store) -> Int8[ndarray, "corpus label"]:
-    """The labels of all tokens of these splits that are kept, a column each, rare classes put together; 0 elsewhere."""
+def _classes(stage: run.Stage, val: Store, test: Store) -> Int8[ndarray, "corpus label"]:
+    """The labels of all tokens that are kept, a column each, what is rare in `val` put together; 0 elsewhere."""
     tokens = read_tensors(stage.input("data/tokens.safetensors"))[0]["tokens"].numpy()
     known = context_labels(tokens, read_json(stage.input("data/tokenizer.json"))["vocabulary"])
-    offsets = torch.cat([own.scored(slice(None)).activations.offsets for own in splits]).numpy()
+    chosen, scored = (own.scored(slice(None)).activations.offsets.numpy() for own in (val, test))
+    offsets = np.concatenate([chosen, scored])
     classes = np.zeros((len(tokens), len(CONTEXT)), dtype=np.int8)
-    classes[offsets] = np.stack([shared.common_classes(known[name][offsets]) for name in CONTEXT], 1)
+    classes[offsets] = np.stack(
+        [shared.common_classes(known[name][offsets], known[name][chosen]) for name in CONTEXT], 1
+    )
     return classes
 
 

@@ -72,7 +72,7 @@ def test_a_level_starts_as_its_families():
     h2 = model.eval().encode(data)
     torch.testing.assert_close((h2 > 0)[:, 0], data[:, 2] > 0)
     torch.testing.assert_close((h2 > 0)[:, 1], data[:, 0] > 0)
-    # The single latent is given back as it is, the family as its row allows: 1 and 1.5 on average at the root's tokens.
+    # The single latent is given back as it is, the family along its row at the mean size of its two kinds of tokens.
     torch.testing.assert_close(model.decode(h2)[:, 2], data[:, 2])
     row = torch.tensor([2.0, 1.0]) / 5**0.5
     torch.testing.assert_close(h2[[0, 1], 1], torch.full((2,), (3 / 5**0.5 + 2 / 5**0.5) / 2))

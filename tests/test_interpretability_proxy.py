@@ -126,6 +126,7 @@ def test_latents_are_scored_on_other_text_beside_a_null():
     summary = summarize(frame, STREAM)
     assert {*summary} == {"ours", "theirs"}
     assert summary["ours"]["proxy_f1"]["mean"] == pytest.approx((1 + second["proxy_f1"]) / 2)
+    assert summary["ours"]["proxy_intruder"]["n"] == table["proxy_intruder"].notna().sum()
     assert sum(summary["ours"]["length"].values()) == pytest.approx(1)
     assert len(feature_plots.proxies(frame).axes) == 3
 

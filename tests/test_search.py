@@ -64,6 +64,8 @@ def test_unknown_and_missing_keys_and_kinds_of_other_numbers_of_settings_are_ref
         overridden({"phase1": {"lr": 1}}, {"phase1.rate": 2})
     with pytest.raises(ValueError, match=r"`grids` must be of as many settings for each kind; not \{'a': 2, 'b': 1\}"):
         Search({}, {}, {"a": {"lr": [1, 2]}, "b": {"lr": [1]}})
+    with pytest.raises(ValueError, match=r"`grids\.hsae` must be of the keys start_l0, .*; not \['phase1\.epochs'\]"):
+        Search({}, {}, {"hsae": {"phase1.epochs": [1]}})
 
 
 @pytest.mark.parametrize(
@@ -170,14 +172,14 @@ def test_lines_of_other_parameters_or_code_are_stale_and_half_written_ones_too(t
     of_hsae = Run(TRIED, "hsae", {"start_l0": 2.0}, "plain", 0)
     rates = [changed(**{"phase1.lr": rate}) for rate in (1.0, 9.0)]
     assert len({inputs.fingerprint(of_hsae) for inputs in [*rates, changed(start_l0=9.0)]}) == 1
-    assert len({replace(inputs, searched=["start_l0"]).fingerprint(of_hsae) for inputs in rates}) == 2
+    assert len({inputs.fingerprint(of_hsae) for inputs in (INPUTS, changed(**{"phase1.epochs": 1}))}) == 2
 
 
 def tiny_inputs() -> tuple[Search, Inputs]:
     section = OmegaConf.merge(INPUTS.section, TINY["synthetic"])
     values: dict[str, Any] = OmegaConf.to_container(section)  # pyright: ignore[reportAssignmentType]
     tiny = {"d_sae1": 32, "d_sae2": 96, "phase2": {**values["phase2"], "epochs": 0.1}}
-    return Search({"plain": [0]}, {"plain": [0, 1]}, GRIDS), Inputs({**values, **tiny}, DIFFICULTIES, "code", [])
+    return Search({"plain": [0]}, {"plain": [0, 1]}, GRIDS), Inputs({**values, **tiny}, DIFFICULTIES, "code")
 
 
 def in_process(label: str, n: int) -> Any:

@@ -280,9 +280,12 @@ def test_every_latents_best_label_is_the_one_that_it_follows():
 
 
 def test_classes_are_numbered_by_frequency_and_the_rarest_of_many_become_one():
-    assert common_classes(np.array([7, 7, -1, 3, 3, 3])).tolist() == [1, 1, 2, 0, 0, 0]
+    labels = np.array([7, 7, -1, 3, 3, 3])
+    assert common_classes(labels, labels).tolist() == [1, 1, 2, 0, 0, 0]
+    # What is counted elsewhere decides: 9 is only there, 3 only here, and last.
+    assert common_classes(labels, np.array([-1, -1, 7, 9, 9, 9])).tolist() == [1, 1, 0, 2, 2, 2]
     many = np.repeat(np.arange(300), np.arange(300, 0, -1))
-    found = common_classes(many)
+    found = common_classes(many, many)
     assert found.dtype == np.int8
     assert found.max() == 126
     np.testing.assert_array_equal(found, np.minimum(many, 126))

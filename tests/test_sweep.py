@@ -121,6 +121,13 @@ def test_the_recovery_sweep_has_settings_that_the_ground_truth_takes():
         assert config.data.orthogonal or set(beside) <= set(config.methods)
 
 
+def test_known_hierarchies_are_reported_on_seeds_that_the_search_has_not_seen():
+    seen = search.read_inputs()[0]
+    used = {seed for seeds in (seen.tried, seen.chosen) for own in seeds.values() for seed in own}
+    assert used
+    assert not used & {*load("recovery").seeds}
+
+
 def committed_params() -> dict[str, Any]:
     return flatten(OmegaConf.to_container(OmegaConf.load(ROOT / "params.yaml")))  # pyright: ignore[reportArgumentType]
 
