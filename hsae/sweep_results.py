@@ -26,7 +26,8 @@ from hsae.sweep_plots import (
     paired_differences,
 )
 
-NO_METHODS = ("data", RANDOM)  # of metrics/synthetic.json, beside the untrained ones
+CHANCE = "untrained HSAE"
+NO_METHODS = ("data", RANDOM, CHANCE)  # beside what metrics/synthetic.json calls untrained
 
 
 def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
@@ -40,7 +41,7 @@ def tidy(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "seed", "metric", "value"])
 
 
-def compare(frame: pd.DataFrame, metrics: list[str], reference: str) -> pd.DataFrame:
+def compare(frame: pd.DataFrame, metrics: list[str], reference: str, stream: Stream) -> pd.DataFrame:
     """`paired_comparison` of some metrics, as far as a condition shares two seeds with the reference.
 
     Raises ValueError for a metric that no result has.
@@ -54,7 +55,7 @@ def compare(frame: pd.DataFrame, metrics: list[str], reference: str) -> pd.DataF
     kept = pd.concat(groups) if groups else paired.head(0)
     if set(kept["condition"]) <= {reference}:
         return pd.DataFrame(columns=["condition", "metric", "p"])
-    return paired_comparison(kept, reference, Stream(0, "comparison"))
+    return paired_comparison(kept, reference, stream)
 
 
 def judge(comparisons: pd.DataFrame, claims: list[Claim]) -> list[dict[str, Any]]:
@@ -77,7 +78,9 @@ def judge(comparisons: pd.DataFrame, claims: list[Claim]) -> list[dict[str, Any]
     return judged
 
 
-def summarize(frame: pd.DataFrame, comparisons: pd.DataFrame, metrics: list[str]) -> dict[str, dict[str, Any]]:
+def summarize(
+    frame: pd.DataFrame, comparisons: pd.DataFrame, metrics: list[str], stream: Stream
+) -> dict[str, dict[str, Any]]:
     """condition -> metric -> its mean over n seeds, and its comparison with the reference, if there is one.
 
     `interval` is the 95% bootstrap interval of the mean; None for one seed.
@@ -86,9 +89,7 @@ def summarize(frame: pd.DataFrame, comparisons: pd.DataFrame, metrics: list[str]
     summary: dict[str, dict[str, Any]] = {}
     for (condition, metric), group in shown.groupby(["condition", "metric"], sort=False):  # pyright: ignore
         values = np.asarray(group["value"], dtype=float)
-        interval = (
-            list(bootstrap_interval(values, Stream(0, f"interval/{condition}/{metric}"))) if len(values) > 1 else None
-        )
+        interval = list(bootstrap_interval(values, stream.of(condition, metric))) if len(values) > 1 else None
         summary.setdefault(condition, {})[metric] = {"mean": values.mean(), "interval": interval, "n": len(values)}
     for row in comparisons.to_dict("records"):
         compared = {key: row[key] for key in ("n", "difference", "low", "high", "p", "p_holm")}
@@ -124,12 +125,17 @@ def dictionaries(evaluation: dict[str, Any]) -> Iterator[Dictionary]:
 
 
 def methods(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
-    """`tidy` rows whose conditions are the methods: metrics/evaluate.json by level, the hierarchy as the HSAE's own."""
+    """`tidy` rows whose conditions are the methods: metrics/evaluate.json by level, the hierarchy as the HSAE's own.
+
+    One of the methods is the HSAE as it is before any training.
+    """
     by_method: dict[tuple[str, int], dict[str, Any]] = {}
     for (_, seed), content in results.items():
         for entry in dictionaries(content):
             by_method.setdefault((entry.method, seed), {})[f"level{entry.level}"] = entry.metrics
         by_method["HSAE", seed]["hierarchy"] = content["hierarchy"]
+        if "untrained" in content:
+            by_method[CHANCE, seed] = content["untrained"]
     return tidy(by_method)
 
 
@@ -151,27 +157,27 @@ def by_control(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
     return tidy({(name, seed): own for (_, seed), content in results.items() for name, own in content.items()})
 
 
-def differences(sweep: AnySweep, frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+def differences(sweep: AnySweep, frame: pd.DataFrame, metrics: list[str], stream: Stream) -> pd.DataFrame:
     """`compare` with the sweep's reference; of controls the other way round, so that it is what training has found.
 
-    Of known hierarchies it is the methods alone: what is scored by chance would count in Holm's family, which says how
+    Of methods it is those that are trained: what is scored by chance would count in Holm's family, which says how
     methods differ.
     """
-    if isinstance(sweep, GroundTruth):
+    if isinstance(sweep, GroundTruth | Comparison):
         names = frame["condition"]
         frame = pd.DataFrame(frame.loc[~(names.isin(NO_METHODS) | names.str.startswith(UNTRAINED))])
-    comparisons = compare(frame, metrics, sweep.reference)
+    comparisons = compare(frame, metrics, sweep.reference, stream)
     if not isinstance(sweep, Controls) or comparisons.empty:
         return comparisons
     signs = {"difference": -comparisons["difference"], "low": -comparisons["high"], "high": -comparisons["low"]}
     return comparisons.assign(**signs)
 
 
-def claimed(sweep: Ablations, frame: pd.DataFrame, own_frontier: pd.DataFrame | None) -> pd.DataFrame:
+def claimed(sweep: Ablations, frame: pd.DataFrame, own_frontier: pd.DataFrame | None, stream: Stream) -> pd.DataFrame:
     """The comparisons that the claims of ablations ask for, with the claims' components as metrics."""
     points = pd.DataFrame(columns=["level", "seed", "l0"]) if own_frontier is None else own_frontier
     rows = claims.rows(sweep.claims, frame, points, sweep.reference)
-    return compare(rows, rows["metric"].unique().tolist(), sweep.reference)
+    return compare(rows, rows["metric"].unique().tolist(), sweep.reference, stream)
 
 
 def compared(sweep: AnySweep, results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
@@ -218,13 +224,15 @@ def matched(frontiers: pd.DataFrame, sweep: Frontier) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "seed", "metric", "value"])
 
 
-def over_contexts(evaluation: dict[str, Any], runs: list[Run], reference: str) -> dict[tuple[str, str], dict[str, Any]]:
+def over_contexts(
+    results: dict[tuple[str, int], Any], runs: list[Run], reference: str, stream: Stream
+) -> dict[tuple[str, str], dict[str, Any]]:
     """(method, headline metric) -> `contexts`: intervals of its mean and of its difference from the reference's."""
-    entries = {entry.path: entry for entry in dictionaries(evaluation)}
+    entries = {entry.path: entry for entry in dictionaries(next(iter(results.values())))}
     references = {entry.level: path for path, entry in entries.items() if entry.method == reference}
     rivals = {path: references[entry.level] for path, entry in entries.items()}
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in intervals(runs, rivals, Stream(0, "sweep_results/contexts drawn")).to_dict("records"):
+    for row in intervals(runs, rivals, stream).to_dict("records"):
         entry = entries[row["method"]]
         interval, difference = [row["low"], row["high"]], [row["difference_low"], row["difference_high"]]
         own = {"interval": interval} | ({} if entry.method == reference else {"difference": difference})
@@ -255,19 +263,20 @@ def collect(
     else:
         table = frame = compared(sweep, results)
         shown, figure = list(sweep.headline), None
-    comparisons = differences(sweep, frame, shown)
-    summary = summarize(frame, comparisons, shown)
+    stream = Stream(0, f"sweep_results/{name}")
+    comparisons = differences(sweep, frame, shown, stream.of("differences"))
+    summary = summarize(frame, comparisons, shown, stream.of("means"))
     result["reference"] = sweep.reference
     if isinstance(sweep, Ablations):
         result["overrides"] = {condition: flatten(values) for condition, values in sweep.conditions.items()}
         result["conditions"] = summary
-        result["claims"] = judge(claimed(sweep, frame, own_frontier), sweep.claims)
+        result["claims"] = judge(claimed(sweep, frame, own_frontier, stream.of("claims")), sweep.claims)
     elif isinstance(sweep, Controls):
         result["controls"] = summary
     else:
         result["methods"] = summary
     if isinstance(sweep, Comparison):
-        of_contexts = over_contexts(next(iter(results.values())), runs, sweep.reference) if runs else {}
+        of_contexts = over_contexts(results, runs, sweep.reference, stream.of("contexts drawn")) if runs else {}
         for (method, metric), own in of_contexts.items():
             if metric in sweep.headline:
                 summary[method][metric] |= own

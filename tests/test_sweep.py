@@ -194,26 +194,25 @@ def results(fvu: dict[str, list[float | None]]) -> dict[tuple[str, int], dict[st
 
 
 HEADLINE = ["level1.fvu", "level1.l0"]
+STREAM = Stream(0, "test")
 
 
 def test_headline_metrics_are_compared_with_the_reference_as_far_as_seeds_are_shared():
     frame = tidy(results({"reference": [0.5, 0.6, 0.7], "off": [0.6, 0.8, None], "long": [0.4]}))
-    comparisons = compare(frame, HEADLINE, "reference")
+    comparisons = compare(frame, HEADLINE, "reference", STREAM)
     rows = comparisons.set_index(["condition", "metric"])
     assert [*rows.index] == [("off", "level1.fvu"), ("off", "level1.l0")]
     assert rows.loc[("off", "level1.fvu"), "n"] == 2
     assert rows.loc[("off", "level1.fvu"), "difference"] == pytest.approx(0.15)
     assert rows.loc[("off", "level1.l0"), ["n", "difference"]].tolist() == [3, 0]
-    expected = paired_comparison(
-        frame.query("condition != 'long' and metric == 'level1.l0'"), "reference", Stream(0, "test")
-    )
+    expected = paired_comparison(frame.query("condition != 'long' and metric == 'level1.l0'"), "reference", STREAM)
     assert rows.loc[("off", "level1.l0"), "p"] == expected["p"].item()
 
 
 def test_without_two_shared_seeds_nothing_is_compared():
     frame = tidy(results({"reference": [0.5], "off": [0.6]}))
-    assert compare(frame, HEADLINE, "reference").empty
-    assert compare(frame.query("condition == 'off'"), HEADLINE, "reference").empty
+    assert compare(frame, HEADLINE, "reference", STREAM).empty
+    assert compare(frame.query("condition == 'off'"), HEADLINE, "reference", STREAM).empty
 
 
 def test_a_headline_metric_that_no_result_has_is_refused():
@@ -221,7 +220,7 @@ def test_a_headline_metric_that_no_result_has_is_refused():
     with pytest.raises(
         ValueError, match=r"`headline` must be a metric of the results \(level1.fvu, .*\); not 'level1.x'"
     ):
-        compare(frame, ["level1.x"], "reference")
+        compare(frame, ["level1.x"], "reference", STREAM)
 
 
 def comparison(component: str, difference: float, p: float) -> dict[str, Any]:
@@ -264,7 +263,7 @@ def test_a_claim_of_few_seeds_does_not_hold_and_counts_in_the_family_with_p_1():
 def test_the_summary_has_means_of_all_seeds_and_comparisons_where_there_are_any():
     frame = tidy(results({"reference": [0.5, 0.7], "off": [0.6, 0.9], "long": [0.4]}))
     headline = ["level1.fvu"]
-    summary = summarize(frame, compare(frame, headline, "reference"), headline)
+    summary = summarize(frame, compare(frame, headline, "reference", STREAM), headline, STREAM)
     assert summary["reference"] == {"level1.fvu": {"mean": pytest.approx(0.6), "interval": [0.5, 0.7], "n": 2}}
     assert summary["long"] == {"level1.fvu": {"mean": 0.4, "interval": None, "n": 1}}
     off = summary["off"]["level1.fvu"]
@@ -614,10 +613,13 @@ def test_methods_are_compared_with_a_flat_autoencoder_level_by_level(tmp_path: P
     of_seeds: Any = {("default", 0): evaluation(16, 0.1), ("default", 1): evaluation(16, 0.2)}
     for (_, seed), content in of_seeds.items():
         content["hierarchy"] = {"p": 0.5 + seed}
+        content["untrained"] = {"level1": {"fvu": 0.9}, "hierarchy": {"p": 0.25}}
     runs = [context_run(evaluation(16, 0.1), seed) for seed in (0, 1)]
     collect("comparison", comparison_sweep(), of_seeds, [], runs)
     found = strict("metrics/comparison.json")["methods"]
-    assert {*found} == {"HSAE", "topk", "kmeans", "ward", "pca"}
+    assert {*found} == {"HSAE", "untrained HSAE", "topk", "kmeans", "ward", "pca"}
+    assert found["untrained HSAE"]["hierarchy.p"]["mean"] == 0.25
+    assert {*found["untrained HSAE"]["level1.fvu"]} == {"mean", "interval", "n"}, "chance is compared with nothing"
     assert found["HSAE"]["hierarchy.p"]["mean"] == 1
     assert "difference" not in found["HSAE"]["hierarchy.p"], "the flat one has no hierarchy"
     assert found["HSAE"]["level2.fvu"]["mean"] == pytest.approx(0.3)
