@@ -1,7 +1,7 @@
 """Keeps the tables of README.md equal to committed results: `python -m hsae.readme` after a run or a benchmark."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -138,53 +138,74 @@ def latents(
     absorption: dict[str, Any],
     proxies: dict[str, Any],
 ) -> str:
-    """What single latents are worth, a row per measure: both levels, flat TopK of either width, and chance."""
+    """What single latents are worth, a row per measure: both levels, flat TopK of either width, and chance.
+
+    Chance is what both levels score before training, and a null that chooses as the measure does, where it has one.
+    """
     names = {
         "hsae_level1": "HSAE level1", "hsae_level2": "HSAE level2",
         "flat_topk": "topk", "flat_topk_level2": "topk_level2",
+        "untrained_hsae_level1": "untrained HSAE level1", "untrained_hsae_level2": "untrained HSAE level2",
     }  # fmt: skip
     probes = [information["probes"][name]["next_character"]["bound"] for name in names]
     entropy = information["probes"]["activations"]["next_character"]["entropy"]
     known = [absorption["methods"][name]["mean"] for name in names.values()]
     rules = [proxies[name] for name in names.values()]
-    nulls = [f"{rule['proxy_f1_null']['mean']:.2f}" for rule in rules]
+    # The nulls of trained dictionaries: what is untrained has columns of its own.
+    f1_null = max(own["first_feature_f1_null"] for own in known[:4])
+    rule_null = max(rule["proxy_f1_null"]["mean"] for rule in rules[:4])
     lines = [
         ["told of the next character (nats)", *(f"{value:.2f}" for value in probes), f"of {entropy:.2f}"],
-        ["F1 of the best latent for a concept", *(f"{own['first_feature_f1']:.2f}" for own in known),
-         f"{max(own['first_feature_f1_null'] for own in known):.2f}"],
+        ["F1 of the best latent for a concept", *(f"{own['first_feature_f1']:.2f}" for own in known), f"{f1_null:.2f}"],
         ["tokens whose concept is absorbed", *(f"{own['absorption']:.1%}" for own in known), ""],
-        ["F1 of a short rule (proxy)", *(f"{rule['proxy_f1']['mean']:.2f}" for rule in rules), " / ".join(nulls)],
+        ["F1 of a short rule (proxy)", *(f"{rule['proxy_f1']['mean']:.2f}" for rule in rules), f"{rule_null:.2f}"],
         ["intruders found by a simulated rater (proxy)",
          *(f"{rule['proxy_intruder']['mean']:.0%}" for rule in rules), "20%"],
     ]  # fmt: skip
-    return _markdown(["", "level 1", "level 2", "TopK", "TopK, level-2 width", "chance"], lines)
+    head = ["level 1", "level 2", "TopK", "TopK, level-2 width", "untrained level 1", "untrained level 2", "null"]
+    return _markdown(["", *head], lines)
 
 
 def hierarchy(
     evaluation: dict[str, Any], information: dict[str, Any], clusters: dict[str, Any], *controls: dict[str, Any]
 ) -> str:
     """What the two levels know of each other, a row per measure, beside what it must be compared with."""
-    found, tree, groups = information["levels"], evaluation["hierarchy"], clusters["taxonomy"]
-    parent = "p_parent_given_child_decoder"
-    ami = {name: f"{labels['current_character']:.2f}" for name, labels in groups.items()}
+    trees = evaluation["hierarchy"], evaluation["untrained"]["hierarchy"]
+    found = information["levels"], information["untrained"]["levels"]
+    left = information["conditional_entropy"]["8"], information["untrained"]["conditional_entropy"]["8"]
+    groups = clusters["taxonomy"], clusters["untrained"]["taxonomy"]
+
+    def both(values: Iterable[float], form: str = ".2f") -> list[str]:
+        return [format(value, form) for value in values]
+
+    def of_trees(name: str) -> list[str]:
+        return both(tree[name] for tree in trees)
+
+    def of_groups(name: str) -> list[str]:
+        return both(own[name]["current_character"] for own in groups)
+
     shares = {f"{control['information']['parents_with_child']:.1%}" for control in controls}
     least = min(control["information"]["parents_with_child"] for control in controls)
     beside = f"{least:.1%} in every control" if len(shares) == 1 else f"{least:.1%} or more in the controls"
+    shuffled = trees[0]["p_parent_given_child_null_decoder"]
     lines = [
-        ["P(parent active given child)", f"{tree[parent]:.2f}",
-         f"{tree['p_parent_given_child_null_decoder']:.2f} with parents shuffled"],
-        ["parents with a child that tells of them", f"{found['parents_with_child']:.1%}", beside],
-        ["share of a parent's entropy that a child takes away", f"{found['u_children']:.1%}",
-         f"{found['u_others']:.1%} another latent"],
-        ["what its eight best children leave of it (median)",
-         f"{information['conditional_entropy']['8']['median']:.0%}", ""],
-        ["information against decoder weight, over children (Spearman)", f"{found['weight_correlation_children']:.2f}",
-         f"{found['weight_correlation']:.2f} over all pairs"],
-        ["groups of level 2 and characters (AMI), by co-activation", ami["level2_by_coactivation"],
-         f"{ami['flat_by_coactivation']} clusters of a flat SAE"],
-        ["the same by decoder", ami["level2_by_decoder"], f"{ami['flat_by_decoder']} clusters of a flat SAE"],
+        ["P(parent active given child)", *of_trees("p_parent_given_child_decoder"),
+         f"{shuffled:.2f} with parents shuffled"],
+        ["the same beyond chance", *of_trees("p_parent_given_child_beyond_chance_decoder"), ""],
+        ["the same, parents by co-activation", *of_trees("p_parent_given_child_beyond_chance_coactivation"), ""],
+        ["parents with a child that tells of them", *both((own["parents_with_child"] for own in found), ".1%"), beside],
+        ["share of a parent's entropy that a child takes away", *both((own["u_children"] for own in found), ".1%"),
+         f"{found[0]['u_others']:.1%} another latent"],
+        ["what its eight best children leave of it (median)", *both((own["median"] for own in left), ".0%"), ""],
+        ["information against decoder weight, over children (Spearman)",
+         *both(own["weight_correlation_children"] for own in found),
+         f"{found[0]['weight_correlation']:.2f} over all pairs"],
+        ["groups of level 2 and characters (AMI), by co-activation", *of_groups("level2_by_coactivation"),
+         f"{of_groups('flat_by_coactivation')[0]} clusters of a flat SAE"],
+        ["the same by decoder", *of_groups("level2_by_decoder"),
+         f"{of_groups('flat_by_decoder')[0]} clusters of a flat SAE"],
     ]  # fmt: skip
-    return _markdown(["", "HSAE", "beside it"], lines)
+    return _markdown(["", "HSAE", "untrained HSAE", "beside it"], lines)
 
 
 def torture(campaign: dict[str, Any], checkpoints: dict[str, Any], determinism: dict[str, Any]) -> str:

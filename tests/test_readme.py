@@ -117,16 +117,28 @@ def test_the_table_of_the_hierarchy_says_where_no_control_differs():
         },
         "conditional_entropy": {"8": {"median": 0.5}},
     }  # fmt: skip
-    tree = {"p_parent_given_child_decoder": 0.8, "p_parent_given_child_null_decoder": 0.1}
+    information["untrained"] = {**information, "levels": {**information["levels"], "parents_with_child": 0.25}}
+    p = "p_parent_given_child"
+    tree = {
+        f"{p}_decoder": 0.8, f"{p}_null_decoder": 0.1, f"{p}_beyond_chance_decoder": 0.78,
+        f"{p}_beyond_chance_coactivation": 0.6,
+    }  # fmt: skip
+    evaluation = {"hierarchy": tree, "untrained": {"hierarchy": {**tree, f"{p}_beyond_chance_decoder": 0.5}}}
     names = ("level2_by_coactivation", "flat_by_coactivation", "level2_by_decoder", "flat_by_decoder")
-    clusters = {"taxonomy": {name: {"current_character": 0.2} for name in names}}
+    taxonomy = {name: {"current_character": 0.2} for name in names}
+    clusters = {"taxonomy": taxonomy, "untrained": {"taxonomy": taxonomy}}
 
-    def row(*shares: float) -> str:
+    def rows(*shares: float) -> list[str]:
         controls = [{"information": {"parents_with_child": share}} for share in shares]
-        return readme.hierarchy({"hierarchy": tree}, information, clusters, *controls).splitlines()[3]
+        return readme.hierarchy(evaluation, information, clusters, *controls).splitlines()
 
-    assert row(1.0, 1.0) == "| parents with a child that tells of them | 100.0% | 100.0% in every control |"
-    assert row(1.0, 0.97) == "| parents with a child that tells of them | 100.0% | 97.0% or more in the controls |"
+    assert rows(1.0, 1.0)[2:6] == [
+        "| P(parent active given child) | 0.80 | 0.80 | 0.10 with parents shuffled |",
+        "| the same beyond chance | 0.78 | 0.50 |  |",
+        "| the same, parents by co-activation | 0.60 | 0.60 |  |",
+        "| parents with a child that tells of them | 100.0% | 25.0% | 100.0% in every control |",
+    ]
+    assert rows(1.0, 0.97)[5].endswith("| 97.0% or more in the controls |")
 
 
 def test_the_table_of_causal_tracing_marks_what_differs_from_neurons():
