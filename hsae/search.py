@@ -73,16 +73,16 @@ class Search:
         ]
 
     def runs_of_chosen(self, settings: dict[str, Setting]) -> list["Run"]:
-        """Trainings by each kind's chosen setting, and others beside them, on all choosing seeds.
+        """All kinds at their start, each by its chosen setting, and the HSAE's level 1 alone by the HSAE's own.
 
-        Those are all kinds at their start, and the HSAE's level 1 alone, by the HSAE's own setting.
+        On all choosing seeds, a kind after the other.
         """
-        beside = {ALONE: settings["hsae"], **{f"{UNTRAINED}{kind}": {} for kind in settings}}
+        untrained = {f"{UNTRAINED}{kind}": {} for kind in settings}
         return [
             Run(CHOSEN, kind, setting, difficulty, seed)
+            for kind, setting in (untrained | settings | {ALONE: settings["hsae"]}).items()
             for difficulty, seeds in self.chosen.items()
             for seed in seeds
-            for kind, setting in (settings | beside).items()
         ]
 
 
