@@ -104,6 +104,23 @@ def frontier(result: dict[str, Any]) -> str:
     return "\n".join(tables)
 
 
+def known(search: dict[str, Any]) -> str:
+    """metrics/search.json as a Markdown table: a row per kind, by its chosen setting or at its start, and difficulties.
+
+    Cells are the edges' average precision (of the least seed), MCC and L0: means over seeds.
+    """
+    found = search["chosen"]
+    lines = []
+    for kind in dict.fromkeys(kind for own in found.values() for kind in own):
+        cells = [
+            f"{own[kind]['edge_ap']['mean']:.3f} ({own[kind]['edge_ap']['least']:.3f}) / "
+            f"{own[kind]['mcc']['mean']:.3f} / {own[kind]['l0']['mean']:.1f}" if kind in own else ""
+            for own in found.values()
+        ]  # fmt: skip
+        lines.append([kind.replace("_", " "), *cells])
+    return _markdown(["edge AP (least seed) / MCC / L0", *found], lines)
+
+
 def causal(result: dict[str, Any]) -> str:
     """metrics/causal_tracing.json as a Markdown table: a row per task; CPR / CMD of some methods, * unlike neurons'."""
     methods = {
@@ -252,6 +269,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "information": (("benchmarks/information.json",), information),
     "torture": (("benchmarks/torture.json", "benchmarks/checkpoints.json", "benchmarks/determinism.json"), torture),
     "frontier": (("metrics/frontier.json",), frontier),
+    "known": (("metrics/search.json",), known),
     "causal": (("metrics/causal_tracing.json",), causal),
 }  # fmt: skip
 """Table -> the files that it is made from, and how."""

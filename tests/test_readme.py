@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,6 +140,17 @@ def test_the_table_of_the_hierarchy_says_where_no_control_differs():
         "| parents with a child that tells of them | 100.0% | 25.0% | 100.0% in every control |",
     ]
     assert rows(1.0, 0.97)[5].endswith("| 97.0% or more in the controls |")
+
+
+def test_the_table_of_known_hierarchies_has_a_column_per_difficulty():
+    def scores(ap: float) -> dict[str, Any]:
+        return {"edge_ap": {"mean": ap, "least": ap / 2}, "mcc": {"mean": 0.5}, "l0": {"mean": 4.75}}
+
+    found = {"plain": {"untrained_hsae": scores(0.05), "hsae": scores(1.0)}, "hard": {"hsae": scores(0.75)}}
+    assert readme.known({"chosen": found}).splitlines()[2:] == [
+        "| untrained hsae | 0.050 (0.025) / 0.500 / 4.8 |  |",
+        "| hsae | 1.000 (0.500) / 0.500 / 4.8 | 0.750 (0.375) / 0.500 / 4.8 |",
+    ]
 
 
 def test_the_table_of_causal_tracing_marks_what_differs_from_neurons():
