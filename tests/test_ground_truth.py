@@ -196,7 +196,7 @@ def test_the_matching_of_children_is_chosen_on_the_choosing_samples_and_stays(tr
 
 def test_every_method_is_scored_and_the_scores_repeat_exactly():
     first = ground_truth.score_all(CONFIG, STREAM)
-    chance = ["untrained_hsae", "untrained_topk", "untrained_jumprelu", "random_directions"]
+    chance = ["untrained_hsae", "untrained_jumprelu", "untrained_topk", "random_directions"]
     assert list(first) == ["data", "hsae", "level1_alone", *CONFIG.rivals, *chance, "samples"]
     rivals = [method for method in first if method.removeprefix("untrained_") in CONFIG.rivals]
     assert len({frozenset(first[method]) for method in rivals}) == 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -216,11 +217,9 @@ def test_a_search_goes_on_where_it_was_and_shares_add_up(
     search.main(["--jobs", "3"])
     assert lines()[:3] == [*first, first[0][:20]]
     entries = [json.loads(line) for line in lines() if line != first[0][:20]]
-    kinds = ["hsae", "topk", ALONE, "untrained_hsae", "untrained_topk"]
-    assert [(one["purpose"], one["seed"]) for one in entries] == [(TRIED, 0)] * 4 + [(CHOSEN, 0)] * 5 + [
-        (CHOSEN, 1)
-    ] * 5
-    assert [one["kind"] for one in entries] == ["hsae", "topk", "hsae", "topk", *kinds, *kinds]
+    kinds = ["untrained_hsae", "untrained_topk", "hsae", "topk", ALONE]
+    assert [(one["purpose"], one["seed"]) for one in entries] == [(TRIED, 0)] * 4 + [(CHOSEN, 0), (CHOSEN, 1)] * 5
+    assert [one["kind"] for one in entries] == ["hsae", "topk", "hsae", "topk", *np.repeat(kinds, 2)]
     assert capsys.readouterr().out.splitlines()[-1] == f"search: finished; 1 lines of {DONE} are stale"
     result = json.loads(RESULT.read_text())
     assert all(len(own["settings"]) == 2 and own["chosen"] for own in result["kinds"].values())
