@@ -39,6 +39,15 @@ def test_the_committed_search_has_8_settings_of_every_kind_that_all_are_taken():
     assert inputs == search.read_inputs()[1], "overrides leave the section as it is"
 
 
+def test_params_yaml_has_what_the_committed_search_chose():
+    section = INPUTS.section
+    for kind, own in json.loads((ROOT / RESULT).read_text())["kinds"].items():
+        best = max(own["settings"], key=lambda one: (one["edge_ap"], one["mcc"]))
+        assert own["chosen"] == best["setting"]
+        prefix = "" if kind == "hsae" else f"rival_settings.{kind}."
+        assert overridden(section, {f"{prefix}{key}": value for key, value in own["chosen"].items()}) == section
+
+
 def test_what_is_chosen_is_trained_beside_level_1_alone_and_kinds_at_their_start():
     hsae, topk = {"start_l0": 2.0, "phase1.lr": 5e-3}, {"lr": 2e-3, "batch_size": 512}
     runs = SEARCH.runs_of_chosen({"hsae": hsae, "topk": topk})
