@@ -83,7 +83,7 @@ def subclass(original: Any, methods: dict[str, str]) -> Any:
     """A class in the place of one of C, whose methods cannot be replaced. `methods`: name -> the seeder's name."""
 
     class Meta(type(original)):
-        def __instancecheck__(cls, instance: object) -> bool:
+        def __instancecheck__(cls, instance: object) -> bool:  # pyright: ignore[reportSelfClsParameterName]
             return isinstance(instance, original)
 
     def method(name: str, seeder: str) -> Callable[..., Any]:
