@@ -248,9 +248,12 @@ def summarize(search: Search, found: dict[str, dict[str, Any]]) -> dict[str, Any
 
 def summarize_chosen(search: Search, settings: dict[str, Setting], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """difficulty -> kind, trained by its chosen setting or at its start -> score -> mean and range over seeds."""
+    told = ("purpose", "setting", "seconds", "fingerprint")
     runs = [found[run.name] for run in search.runs_of_chosen(settings) if run.name in found]
+    scores = pd.DataFrame([{key: one[key] for key in one if key not in told} for one in runs])
     result: dict[str, Any] = {}
-    scores = pd.DataFrame(runs).drop(columns=["purpose", "setting", "seconds", "fingerprint"])
+    if scores.empty:
+        return result
     for (difficulty, kind), own in scores.groupby(["difficulty", "kind"], sort=False):  # pyright: ignore
         values = own.drop(columns=["difficulty", "kind", "seed"]).dropna(axis=1)
         summary = {name: {"mean": v.mean(), "least": v.min(), "most": v.max()} for name, v in values.items()}

@@ -206,6 +206,11 @@ def in_process(label: str, n: int) -> Any:
     return Here()
 
 
+def test_nothing_of_what_was_chosen_may_be_finished():
+    settings = {"hsae": {"start_l0": 2.0}, "topk": {"lr": 1e-3, "batch_size": 512}}
+    assert search.summarize_chosen(SEARCH, settings, {}) == {}
+
+
 def test_a_search_goes_on_where_it_was_and_shares_add_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
