@@ -127,15 +127,14 @@ def dictionaries(evaluation: dict[str, Any]) -> Iterator[Dictionary]:
 def methods(results: dict[tuple[str, int], dict[str, Any]]) -> pd.DataFrame:
     """`tidy` rows whose conditions are the methods: metrics/evaluate.json by level, the hierarchy as the HSAE's own.
 
-    One of the methods is the HSAE as it is before any training.
+    One of the methods is an HSAE that was never trained (hsae/untrained.py).
     """
     by_method: dict[tuple[str, int], dict[str, Any]] = {}
     for (_, seed), content in results.items():
         for entry in dictionaries(content):
             by_method.setdefault((entry.method, seed), {})[f"level{entry.level}"] = entry.metrics
         by_method["HSAE", seed]["hierarchy"] = content["hierarchy"]
-        if "untrained" in content:
-            by_method[CHANCE, seed] = content["untrained"]
+        by_method[CHANCE, seed] = content["untrained"]
     return tidy(by_method)
 
 
